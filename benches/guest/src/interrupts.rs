@@ -1,0 +1,213 @@
+//! The interrupt descriptor table, the counters that handlers bump, and the ring-0 services behind `int`.
+//!
+//! Handlers do nothing but count and acknowledge. Whoever waits for an interrupt spins in ring 3 on the vector's
+//! counter, so the time from the device to the waiter holds as little emulated ring 0 as possible.
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::boot;
+
+/// First vector of the services.
+const SERVICES: usize = 0x20;
+/// First vector that devices may use.
+const FIRST_DEVICE: u8 = 0x30;
+/// Last vector that devices may use; 0xff is the spurious one.
+const LAST_DEVICE: u8 = 0xfe;
+
+/// What ring 3 asks of ring 0, in the order of the stubs in `boot.rs`.
+#[derive(Clone, Copy)]
+#[repr(usize)]
+pub enum Service {
+    WriteMsr,
+    ReadMsr,
+    WaitForInterrupt,
+    InterruptsOn,
+    InterruptsOff,
+    Print,
+    TripleFault,
+    FlushTlb,
+    Halt,
+}
+
+const SERVICE_COUNT: usize = Service::Halt as usize + 1;
+
+/// An interrupt vector of the boot processor, and what has arrived on it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Vector(u8);
+
+unsafe extern "C" {
+    static mut idt: [[u64; 2]; 256];
+    static irq_counters: [AtomicU32; 256];
+}
+
+impl Vector {
+    /// The vector's number.
+    pub fn number(self) -> u8 {
+        self.0
+    }
+
+    /// How many interrupts this vector has taken.
+    pub fn count(self) -> u32 {
+        // SAFETY: the counters are 256 words of .bss that live as long as the program; atomics may be shared.
+        unsafe { irq_counters[self.0 as usize].load(Ordering::Acquire) }
+    }
+}
+
+/// Hands out device vectors, one after the other. They are few and never come back: devices keep theirs.
+pub struct Vectors {
+    next: u8,
+}
+
+impl Vectors {
+    /// All device vectors free.
+    pub const fn new() -> Self {
+        Self { next: FIRST_DEVICE }
+    }
+
+    /// A vector of its own, or none when all are taken.
+    pub fn allocate(&mut self) -> Option<Vector> {
+        if self.next > LAST_DEVICE {
+            return None;
+        }
+        let vector = Vector(self.next);
+        self.next += 1;
+        Some(vector)
+    }
+}
+
+/// Which stubs acknowledge: by MSR or by memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Eoi {
+    X2Apic,
+    XApic,
+}
+
+fn gate(vector: usize, handler: u64, user: bool) {
+    let attributes: u64 = if user { 0xee00 } else { 0x8e00 };
+    let low = (handler & 0xffff)
+        | (u64::from(boot::KERNEL_CODE) << 16)
+        | (attributes << 32)
+        | ((handler >> 16 & 0xffff) << 48);
+    // SAFETY: only the boot processor writes the table, one whole gate at a time; `vector` is below 256 by the
+    // array's own bounds check.
+    unsafe { (*(&raw mut idt))[vector] = [low, handler >> 32] };
+}
+
+fn stub(first: *const u8, index: usize) -> u64 {
+    first as u64 + (index * boot::STUB_BYTES) as u64
+}
+
+/// Fills the table for exceptions and services. Device vectors follow with [`install_devices`].
+pub fn install() {
+    for vector in 0..boot::EXCEPTIONS {
+        gate(vector, stub(&raw const boot::exception_stubs, vector), false);
+    }
+    for service in 0..SERVICE_COUNT {
+        gate(SERVICES + service, stub(&raw const boot::service_stubs, service), true);
+    }
+}
+
+/// Fills the table's device vectors.
+pub fn install_devices(eoi: Eoi) {
+    let first = match eoi {
+        Eoi::X2Apic => &raw const boot::irq_stubs_x2apic,
+        Eoi::XApic => &raw const boot::irq_stubs_xapic,
+    };
+    for vector in usize::from(FIRST_DEVICE)..256 {
+        gate(vector, stub(first, vector), false);
+    }
+}
+
+/// The MSR doesn't exist here, or not with this value.
+#[derive(Debug)]
+pub struct MsrRefused;
+
+/// Writes an MSR.
+///
+/// # Safety
+/// The MSR must not change how memory is addressed or what code runs.
+pub unsafe fn write_msr(msr: u32, value: u64) -> Result<(), MsrRefused> {
+    let refused: u64;
+    // SAFETY: the service's gate is installed first thing in the program; the rest is the caller's promise.
+    unsafe {
+        asm!("int {vector}", vector = const SERVICES + Service::WriteMsr as usize,
+            in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, out("r8") refused);
+    }
+    if refused == 0 { Ok(()) } else { Err(MsrRefused) }
+}
+
+/// Reads an MSR.
+pub fn read_msr(msr: u32) -> Result<u64, MsrRefused> {
+    let (low, high): (u32, u32);
+    let refused: u64;
+    // SAFETY: the service's gate is installed first thing in the program; reading an MSR changes no memory, and
+    // an MSR that doesn't exist is reported in r8.
+    unsafe {
+        asm!("int {vector}", vector = const SERVICES + Service::ReadMsr as usize,
+            in("ecx") msr, out("eax") low, out("edx") high, out("r8") refused);
+    }
+    if refused == 0 { Ok(u64::from(high) << 32 | u64::from(low)) } else { Err(MsrRefused) }
+}
+
+/// Lets interrupts in.
+pub fn enable() {
+    // SAFETY: the handlers only touch their counter and the LAPIC's EOI register.
+    unsafe { asm!("int {vector}", vector = const SERVICES + Service::InterruptsOn as usize) };
+}
+
+/// Keeps interrupts out.
+pub fn disable() {
+    // SAFETY: fewer interrupts break nothing but waits, and those are bounded.
+    unsafe { asm!("int {vector}", vector = const SERVICES + Service::InterruptsOff as usize) };
+}
+
+/// Halts the processor until an interrupt arrives.
+pub fn wait_for_interrupt() {
+    // SAFETY: as for `enable`.
+    unsafe { asm!("int {vector}", vector = const SERVICES + Service::WaitForInterrupt as usize) };
+}
+
+/// Forgets cached translations, after an entry of the page tables changed.
+pub fn flush_tlb() {
+    // SAFETY: reloads CR3 with its own value.
+    unsafe { asm!("int {vector}", vector = const SERVICES + Service::FlushTlb as usize, out("rax") _) };
+}
+
+/// Prints up to 16 bytes (the transmitter's FIFO) on COM1.
+pub fn print(bytes: &[u8]) {
+    for chunk in bytes.chunks(16) {
+        // SAFETY: the service reads `rcx` bytes at `rsi`, the chunk, and writes no memory.
+        unsafe {
+            asm!("int {vector}", vector = const SERVICES + Service::Print as usize,
+                inout("rsi") chunk.as_ptr() => _, inout("rcx") chunk.len() => _,
+                out("rdi") _, out("rdx") _, out("rax") _, options(readonly));
+        }
+    }
+}
+
+/// Resets the processor by a triple fault.
+pub fn triple_fault() -> ! {
+    // SAFETY: the service doesn't return, and nothing runs after it.
+    unsafe {
+        asm!("int {vector}", vector = const SERVICES + Service::TripleFault as usize, options(noreturn))
+    }
+}
+
+/// Halts for ever with interrupts off.
+pub fn halt() -> ! {
+    // SAFETY: the service doesn't return, and nothing runs after it.
+    unsafe { asm!("int {vector}", vector = const SERVICES + Service::Halt as usize, options(noreturn)) }
+}
+
+/// Where an exception's handler goes on in ring 3: says what happened and stops.
+pub extern "C" fn ring3_exception() -> ! {
+    // SAFETY: the handler wrote the record before it came here, and no other exception can be under way: this
+    // code runs on the boot processor alone.
+    let [vector, error, rip, rsp, cr2] = unsafe { boot::exception_record };
+    crate::say!(
+        "fail exception vector={vector} rip={rip:#x} error={error:#x} cr2={cr2:#x} rsp={rsp:#x}"
+    );
+    crate::say!("skerry-payload: done ok=0 fail=1");
+    crate::off::power_off_blindly()
+}

@@ -1,0 +1,118 @@
+//! The tasks, by name, and their reports.
+
+pub mod platform;
+
+use core::fmt::Write;
+
+use crate::failure;
+use crate::line::{Line, Outcome};
+use crate::machine::Machine;
+use crate::say;
+
+const ARGUMENTS: usize = 8;
+const WORD_BYTES: usize = 256;
+
+/// A task's arguments: `name[:argument…]`. Positional ones come first; `key=value` ones may stand anywhere.
+pub struct Arguments {
+    word: [u8; WORD_BYTES],
+    length: usize,
+}
+
+impl Arguments {
+    fn new(word: &str) -> Self {
+        let length = word.len().min(WORD_BYTES);
+        let mut copy = [0; WORD_BYTES];
+        copy[..length].copy_from_slice(&word.as_bytes()[..length]);
+        Self { word: copy, length }
+    }
+
+    fn text(&self) -> &str {
+        core::str::from_utf8(&self.word[..self.length]).unwrap_or("")
+    }
+
+    fn words(&self) -> impl Iterator<Item = &str> {
+        self.text().split(':').skip(1).take(ARGUMENTS)
+    }
+
+    /// The name in front of the arguments.
+    pub fn name(&self) -> &str {
+        self.text().split(':').next().unwrap_or("")
+    }
+
+    /// The positional argument at `index`.
+    pub fn at(&self, index: usize) -> Option<&str> {
+        self.words().filter(|word| !word.contains('=')).nth(index).filter(|word| !word.is_empty())
+    }
+
+    /// The positional argument at `index` as a number, decimal or hexadecimal.
+    pub fn number(&self, index: usize) -> Outcome<Option<u64>> {
+        self.at(index).map(parse_number).transpose()
+    }
+
+    /// The value of `key=`.
+    pub fn value(&self, key: &str) -> Option<&str> {
+        self.words().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    }
+
+    /// The value of `key=` as a number.
+    pub fn number_of(&self, key: &str) -> Outcome<Option<u64>> {
+        self.value(key).map(parse_number).transpose()
+    }
+}
+
+fn parse_number(text: &str) -> Outcome<u64> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| failure!("not-a-number argument={text}"))
+}
+
+/// A task: does its work and writes ` key=value` pairs.
+type Task = fn(&mut Machine, &Arguments, &mut Line) -> Outcome;
+
+const TASKS: &[(&str, Task)] = &[
+    ("mem", platform::memory),
+];
+
+/// Runs the tasks of `run=` in order and reports each, then all.
+pub fn run(machine: &mut Machine) {
+    let (mut ok, mut fail) = (0, 0);
+    let mut index = 0;
+    while let Some(arguments) = machine
+        .start
+        .word("run")
+        .and_then(|list| list.split(',').filter(|word| !word.is_empty()).nth(index))
+        .map(Arguments::new)
+    {
+        let mut report = Line::new();
+        let outcome = match TASKS.iter().find(|(name, _)| *name == arguments.name()) {
+            Some((_, task)) => {
+                let mark = machine.memory.mark();
+                let outcome = task(machine, &arguments, &mut report);
+                machine.memory.release(mark);
+                outcome
+            }
+            None => Err(failure!("unknown-task")),
+        };
+        match outcome {
+            Ok(()) => {
+                ok += 1;
+                say!("ok {}{}", arguments.name(), report.as_str());
+            }
+            Err(failure) => {
+                fail += 1;
+                say!("fail {} reason={}{}", arguments.name(), failure.reason(), report.as_str());
+            }
+        }
+        index += 1;
+    }
+    say!("skerry-payload: done ok={ok} fail={fail}");
+}
+
+/// Appends one ` key=value` to a report.
+pub fn put(report: &mut Line, arguments: core::fmt::Arguments) {
+    // Writing to a line cannot fail.
+    let _ = report.write_char(' ');
+    let _ = report.write_fmt(arguments);
+}
