@@ -1,0 +1,132 @@
+//! virtio 1.3 devices: queues, the PCI transport, one folder a device.
+
+pub mod blk;
+pub mod chain;
+pub mod console;
+pub mod features;
+pub mod net;
+pub mod queue;
+pub mod rng;
+mod running;
+pub mod transport;
+pub mod vsock;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::GuestRam;
+use crate::worker::WorkerHandle;
+use queue::{Queue, QueueError, QueueState};
+
+/// A device's queue number.
+pub type QueueIndex = u16;
+
+/// What a device is told when one of its queues starts.
+pub struct QueueStart {
+    /// The rings, and where the device stood in them.
+    pub state: QueueState,
+    /// The features that the driver accepted.
+    pub features: u64,
+    /// The guest's RAM.
+    pub memory: GuestRam,
+    /// The doorbell (a blocking eventfd).
+    pub kick: Arc<EventFd>,
+    /// How the queue reaches its driver.
+    pub notify: Arc<dyn Notify>,
+    /// Where the queue runs.
+    pub worker: WorkerHandle,
+}
+
+impl QueueStart {
+    /// The queue, its rings checked.
+    pub fn queue(&self) -> Result<Queue, QueueError> {
+        Queue::new(self.state, &self.memory, self.features)
+    }
+}
+
+/// A device's way to its driver, for one queue.
+pub trait Notify: Send + Sync {
+    /// Used buffers are there.
+    fn used(&self);
+    /// The device's configuration changed.
+    fn config_changed(&self);
+    /// The device cannot go on (DEVICE_NEEDS_RESET), and why.
+    fn needs_reset(&self, why: &str);
+}
+
+/// Why a queue could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The driver set the queue up wrongly.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The device has no such queue, or it runs already.
+    #[error("queue {0} does not exist or runs already")]
+    Index(QueueIndex),
+    /// The host side refused.
+    #[error("{what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A virtio device behind any transport.
+///
+/// Everything that happens to its queues is built of `start_queue` and `stop_queue`: activation,
+/// reset, pause, snapshot, and a move to another worker.
+pub trait VirtioDevice: Send {
+    /// virtio 1.3 §5.
+    fn device_type(&self) -> u16;
+    /// The largest size of each queue; its length is their number.
+    fn queue_sizes(&self) -> &[u16];
+    /// Offered feature bits.
+    fn features(&self) -> u64;
+    /// Reads the device's configuration; what lies beyond it reads as 0.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes the device's configuration. Most of it is read-only: such writes are dropped.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// Runs a queue on a worker.
+    fn start_queue(&mut self, index: QueueIndex, start: QueueStart) -> Result<(), StartError>;
+    /// Stops a queue, waits until nothing of it is in flight, and returns where it stood. None if
+    /// it did not run. Never called from a vCPU.
+    fn stop_queue(&mut self, index: QueueIndex) -> Option<QueueState>;
+    /// The driver reset the device: forget what it negotiated. All queues are stopped.
+    fn reset(&mut self) {}
+    /// What the device counted, by Cloud Hypervisor's names.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+}
+
+/// A number that only grows, counted by a worker and read by anyone.
+#[derive(Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. One thread counts, so no locked instruction is needed.
+    pub fn add(&self, n: u64) {
+        self.0
+            .store(self.0.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+    }
+
+    /// The number.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Copies the part of `config` that starts at `offset` into `data`, with 0 beyond its end.
+pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(config.len());
+    let n = data.len().min(config.len() - start);
+    data[..n].copy_from_slice(&config[start..start + n]);
+}

@@ -1,0 +1,235 @@
+//! virtio-net (virtio 1.3 §5.1) on a tap: offloads with the vnet header, several queue pairs.
+
+mod control;
+mod rx;
+mod tap;
+mod tx;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::features;
+use super::queue::QueueState;
+use super::running::Running;
+use super::{Counter, QueueIndex, QueueStart, StartError, VirtioDevice, read_config_bytes};
+pub use tap::{Offloads, Tap, TapError, VNET_HEADER};
+
+const F_CSUM: u32 = 0;
+const F_GUEST_CSUM: u32 = 1;
+const F_MTU: u32 = 3;
+const F_MAC: u32 = 5;
+const F_GUEST_TSO4: u32 = 7;
+const F_GUEST_TSO6: u32 = 8;
+const F_GUEST_ECN: u32 = 9;
+const F_HOST_TSO4: u32 = 11;
+const F_HOST_TSO6: u32 = 12;
+const F_HOST_ECN: u32 = 13;
+const F_MRG_RXBUF: u32 = 15;
+const F_STATUS: u32 = 16;
+const F_CTRL_VQ: u32 = 17;
+const F_MQ: u32 = 22;
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// What one direction of one queue pair counted.
+#[derive(Default)]
+pub(super) struct NetCounters {
+    pub bytes: Counter,
+    pub frames: Counter,
+}
+
+/// Which offloads the device offers.
+#[derive(Debug, Clone, Copy)]
+pub struct NetOffloads {
+    /// Checksums.
+    pub csum: bool,
+    /// TCP segmentation.
+    pub tso: bool,
+}
+
+/// A network device.
+pub struct Net {
+    pairs: Vec<Pair>,
+    control: Option<Running<control::ControlSource>>,
+    queue_sizes: Vec<u16>,
+    config: [u8; 12],
+    features: u64,
+}
+
+/// A queue pair and its own queue of the tap.
+struct Pair {
+    tap: Arc<Tap>,
+    /// The driver uses this pair (VIRTIO_NET_CTRL_MQ); the first it always does.
+    enabled: Arc<AtomicBool>,
+    rx: Option<Running<rx::RxSource>>,
+    tx: Option<Running<tx::TxSource>>,
+    rx_counters: Arc<NetCounters>,
+    tx_counters: Arc<NetCounters>,
+}
+
+impl Net {
+    /// A device on a tap's queues, one queue pair each.
+    pub fn new(
+        taps: Vec<Tap>,
+        mac: Mac,
+        mtu: Option<u16>,
+        queue_size: u16,
+        offloads: NetOffloads,
+    ) -> Net {
+        let pairs = taps.len();
+        let mut features = features::COMMON | 1 << F_MAC | 1 << F_MRG_RXBUF | 1 << F_STATUS;
+        if offloads.csum {
+            features |= 1 << F_CSUM | 1 << F_GUEST_CSUM;
+        }
+        if offloads.csum && offloads.tso {
+            features |= 1 << F_GUEST_TSO4 | 1 << F_GUEST_TSO6 | 1 << F_GUEST_ECN;
+            features |= 1 << F_HOST_TSO4 | 1 << F_HOST_TSO6 | 1 << F_HOST_ECN;
+        }
+        // struct virtio_net_config: mac, status (link up), max_virtqueue_pairs, mtu.
+        let mut config = [0; 12];
+        config[..6].copy_from_slice(&mac);
+        config[6] = 1;
+        config[8..10].copy_from_slice(&(pairs as u16).to_le_bytes());
+        if let Some(mtu) = mtu {
+            features |= 1 << F_MTU;
+            config[10..12].copy_from_slice(&mtu.to_le_bytes());
+        }
+        let mut queue_sizes = vec![queue_size; 2 * pairs];
+        if pairs > 1 {
+            features |= 1 << F_MQ | 1 << F_CTRL_VQ;
+            queue_sizes.push(64);
+        }
+        Net {
+            pairs: taps
+                .into_iter()
+                .enumerate()
+                .map(|(i, tap)| Pair {
+                    tap: Arc::new(tap),
+                    enabled: Arc::new(AtomicBool::new(i == 0)),
+                    rx: None,
+                    tx: None,
+                    rx_counters: Arc::default(),
+                    tx_counters: Arc::default(),
+                })
+                .collect(),
+            control: None,
+            queue_sizes,
+            config,
+            features,
+        }
+    }
+}
+
+/// The largest frame that the host may send, with the vnet and Ethernet headers and a VLAN tag.
+fn max_frame(offloads: Offloads, mtu: u16) -> u64 {
+    let payload = if offloads.tso4 || offloads.tso6 {
+        65536
+    } else {
+        u64::from(mtu.max(1500))
+    };
+    payload + 14 + 4 + VNET_HEADER as u64
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u16 {
+        1
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn start_queue(&mut self, index: QueueIndex, start: QueueStart) -> Result<(), StartError> {
+        let queue = start.queue()?;
+        let worker = start.worker.clone();
+        if usize::from(index) == 2 * self.pairs.len() && index + 1 == self.queue_sizes.len() as u16
+        {
+            if self.control.is_some() {
+                return Err(StartError::Index(index));
+            }
+            let enabled = self.pairs.iter().map(|p| p.enabled.clone()).collect();
+            self.control = Some(Running::attach(worker, |home| {
+                control::ControlSource::new(queue, start, enabled, home)
+            }));
+            return Ok(());
+        }
+        let pair = self
+            .pairs
+            .get_mut(usize::from(index / 2))
+            .ok_or(StartError::Index(index))?;
+        let tap = pair.tap.clone();
+        if index.is_multiple_of(2) {
+            if pair.rx.is_some() {
+                return Err(StartError::Index(index));
+            }
+            let has = |bit| features::has(start.features, bit);
+            let offloads = Offloads {
+                csum: has(F_GUEST_CSUM),
+                tso4: has(F_GUEST_TSO4),
+                tso6: has(F_GUEST_TSO6),
+                ecn: has(F_GUEST_ECN),
+            };
+            tap.set_offloads(offloads)
+                .map_err(|source| StartError::Host {
+                    what: "the tap refused the guest's offloads",
+                    source,
+                })?;
+            let mergeable = has(F_MRG_RXBUF);
+            let max_frame = max_frame(
+                offloads,
+                u16::from_le_bytes([self.config[10], self.config[11]]),
+            );
+            let counters = pair.rx_counters.clone();
+            pair.rx = Some(Running::attach(worker, |home| {
+                rx::RxSource::new(queue, start, tap, mergeable, max_frame, counters, home)
+            }));
+        } else {
+            if pair.tx.is_some() {
+                return Err(StartError::Index(index));
+            }
+            let counters = pair.tx_counters.clone();
+            pair.tx = Some(Running::attach(worker, |home| {
+                tx::TxSource::new(queue, start, tap, counters, home)
+            }));
+        }
+        Ok(())
+    }
+
+    fn stop_queue(&mut self, index: QueueIndex) -> Option<QueueState> {
+        if usize::from(index) == 2 * self.pairs.len() {
+            return Some(self.control.take()?.stop()?.state());
+        }
+        let pair = self.pairs.get_mut(usize::from(index / 2))?;
+        if index.is_multiple_of(2) {
+            Some(pair.rx.take()?.stop()?.state())
+        } else {
+            Some(pair.tx.take()?.stop()?.state())
+        }
+    }
+
+    fn reset(&mut self) {
+        for (i, pair) in self.pairs.iter().enumerate() {
+            pair.enabled
+                .store(i == 0, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let sum = |field: fn(&Pair) -> u64| self.pairs.iter().map(field).sum();
+        vec![
+            ("rx_bytes", sum(|p| p.rx_counters.bytes.get())),
+            ("rx_frames", sum(|p| p.rx_counters.frames.get())),
+            ("tx_bytes", sum(|p| p.tx_counters.bytes.get())),
+            ("tx_frames", sum(|p| p.tx_counters.frames.get())),
+        ]
+    }
+}

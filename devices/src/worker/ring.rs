@@ -1,0 +1,134 @@
+//! The worker's io_uring, and the view of it that a source gets.
+
+use std::io;
+
+use io_uring::{IoUring, opcode, squeue, types};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::KickWait;
+
+/// Submission entries; the completion queue has twice as many, and the kernel keeps overflow.
+pub(super) const ENTRIES: u32 = 256;
+
+/// Tag of the worker's own wait for its mailbox.
+pub(super) const MAIL: u32 = 0;
+const CANCEL: u32 = 1;
+/// Slot number of the worker's own operations.
+const OWN: u32 = u32::MAX;
+
+/// One completion, with the source it belongs to (none: the worker's own).
+pub(super) struct Completion {
+    pub slot: Option<u32>,
+    pub tag: u32,
+    pub result: i32,
+}
+
+/// The ring of one worker.
+pub(super) struct Ring(IoUring);
+
+impl Ring {
+    /// Must be called on the worker's own thread, which becomes the ring's only issuer.
+    pub fn new() -> io::Result<Ring> {
+        let tuned = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .build(ENTRIES);
+        match tuned {
+            Ok(ring) => Ok(Ring(ring)),
+            // Linux before 6.1 knows neither flag.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Ring(IoUring::new(ENTRIES)?)),
+            Err(e) => Err(e),
+        }
+    }
+
+    pub fn io<'a>(&'a mut self, slot: u32, in_flight: &'a mut u32) -> Io<'a> {
+        Io {
+            ring: self,
+            slot,
+            in_flight,
+        }
+    }
+
+    pub fn wait_for_mail(&mut self, wait: &mut KickWait, wake: &EventFd) {
+        let entry = wait.entry(wake).user_data(pack(OWN, MAIL));
+        // SAFETY: `wait` and `wake` live as long as the worker's loop, which owns the ring.
+        unsafe { self.push(entry) };
+    }
+
+    pub fn submit_and_wait(&mut self) -> io::Result<()> {
+        loop {
+            match self.0.submit_and_wait(1) {
+                Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
+                // The completion queue is full: taking completions makes room.
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
+                other => return other.map(drop),
+            }
+        }
+    }
+
+    pub fn take_completions(&mut self, batch: &mut Vec<Completion>) {
+        batch.extend(self.0.completion().map(|cqe| {
+            let slot = (cqe.user_data() >> 32) as u32;
+            Completion {
+                slot: (slot != OWN).then_some(slot),
+                tag: cqe.user_data() as u32,
+                result: cqe.result(),
+            }
+        }));
+    }
+
+    /// # Safety
+    /// Everything that `entry` points to stays valid until its completion is taken.
+    unsafe fn push(&mut self, entry: squeue::Entry) {
+        // SAFETY: the caller keeps the entry's buffers valid.
+        while unsafe { self.0.submission().push(&entry) }.is_err() {
+            // Full: the kernel takes the whole queue in one call.
+            if let Err(e) = self.0.submit() {
+                log::warn!("io_uring_enter: {e}");
+            }
+        }
+    }
+}
+
+fn pack(slot: u32, tag: u32) -> u64 {
+    u64::from(slot) << 32 | u64::from(tag)
+}
+
+/// A source's way to the ring, for the length of one call.
+pub struct Io<'a> {
+    ring: &'a mut Ring,
+    slot: u32,
+    in_flight: &'a mut u32,
+}
+
+impl Io<'_> {
+    /// Queues `entry`; its completion comes back with `tag`. It reaches the kernel at the end of
+    /// the worker's turn, with everything else.
+    ///
+    /// # Safety
+    /// Everything that `entry` points to stays valid until [`super::Source::complete`] is called
+    /// with `tag`. The worker keeps the source itself alive until then.
+    pub unsafe fn submit(&mut self, tag: u32, entry: squeue::Entry) {
+        *self.in_flight += 1;
+        // SAFETY: the caller's promise.
+        unsafe { self.ring.push(entry.user_data(pack(self.slot, tag))) };
+    }
+
+    /// Cancels the operation submitted with `tag`, which then completes with ECANCELED unless it
+    /// completed already.
+    pub fn cancel(&mut self, tag: u32) {
+        let entry = opcode::AsyncCancel::new(pack(self.slot, tag))
+            .build()
+            .user_data(pack(OWN, CANCEL));
+        // SAFETY: the entry points to nothing.
+        unsafe { self.ring.push(entry) };
+    }
+
+    /// Waits once for `events` (poll(2)) on `fd`, which the source keeps open until completion.
+    pub fn poll(&mut self, tag: u32, fd: std::os::fd::BorrowedFd<'_>, events: i16) {
+        use std::os::fd::AsRawFd;
+        let entry = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), events as u32).build();
+        // SAFETY: the entry points to nothing; the kernel holds the file while it polls.
+        unsafe { self.submit(tag, entry) };
+    }
+}
