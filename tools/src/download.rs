@@ -1,0 +1,194 @@
+//! Debian packages for guests: downloaded and unpacked, never installed.
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{command, packages};
+
+/// A package in the version that apt would install now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Package {
+    /// The binary package's name.
+    pub name: String,
+    /// Its full Debian version, epoch included.
+    pub version: String,
+}
+
+/// The kernel package that a kernel metapackage stands for today.
+///
+/// # Errors
+/// When apt does not know the metapackage, even after refreshing its lists.
+pub fn kernel_behind(metapackage: &str) -> Result<Package> {
+    with_fresh_lists(|| {
+        let text = command::read(apt_cache().args(["depends", "--important", metapackage]))?;
+        let name = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+        let name =
+            name.with_context(|| format!("{metapackage} depends on no kernel image package"))?;
+        candidate(&format!("linux-image-{name}"))
+    })
+}
+
+/// The candidate versions of packages, and of everything that they need to run.
+///
+/// `leave_out` names packages that a guest without their machinery (debconf and the like) can do without.
+///
+/// # Errors
+/// When apt does not know one of them, even after refreshing its lists.
+pub fn closure(names: &[&str], leave_out: &[&str]) -> Result<Vec<Package>> {
+    with_fresh_lists(|| {
+        let options = [
+            "--recurse",
+            "--important",
+            "--no-suggests",
+            "--no-conflicts",
+            "--no-breaks",
+            "--no-replaces",
+        ];
+        let text = command::read(
+            apt_cache()
+                .arg("depends")
+                .args(options)
+                .args(["--no-enhances"])
+                .args(names),
+        )?;
+        let mut found: Vec<&str> = text.lines().filter(|line| is_package_line(line)).collect();
+        found.retain(|name| !leave_out.contains(name));
+        found.sort_unstable();
+        found.dedup();
+        candidates(&found)
+    })
+}
+
+/// `apt-cache depends` indents everything but the packages themselves; `<name>` is a virtual one.
+fn is_package_line(line: &str) -> bool {
+    line.starts_with(|first: char| first.is_ascii_alphanumeric())
+}
+
+/// The candidate version of one package.
+///
+/// # Errors
+/// When apt does not know it.
+fn candidate(name: &str) -> Result<Package> {
+    let mut found = candidates(&[name])?;
+    found
+        .pop()
+        .with_context(|| format!("apt knows no package {name}"))
+}
+
+fn candidates(names: &[&str]) -> Result<Vec<Package>> {
+    let text = command::read(apt_cache().arg("policy").args(names))?;
+    let known = parse_policy(&text);
+    if let Some(missing) = names
+        .iter()
+        .find(|name| !known.iter().any(|package| package.name == **name))
+    {
+        bail!(
+            "apt knows no package {missing}: Debian 12 or later is needed, with its main component enabled"
+        );
+    }
+    Ok(known)
+}
+
+/// `name:` at the line's start, `  Candidate: version` below it; `(none)` has none.
+fn parse_policy(text: &str) -> Vec<Package> {
+    let mut packages = Vec::new();
+    let mut name = None;
+    for line in text.lines() {
+        if let Some(version) = line.trim().strip_prefix("Candidate: ") {
+            if let (Some(name), false) = (name.take(), version == "(none)") {
+                packages.push(Package {
+                    name,
+                    version: version.to_owned(),
+                });
+            }
+        } else if !line.starts_with(' ') {
+            name = line.strip_suffix(':').map(str::to_owned);
+        }
+    }
+    packages
+}
+
+fn apt_cache() -> Command {
+    let mut apt = Command::new("apt-cache");
+    apt.env("LC_ALL", "C");
+    apt
+}
+
+/// Tries; when that fails (no lists yet, or lists older than the archive), refreshes apt's lists and tries once more.
+fn with_fresh_lists<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
+    if !packages::in_path("apt-get") {
+        bail!(
+            "guests are made of Debian packages, and this system has no apt-get: run this on Debian 12 or later"
+        );
+    }
+    attempt().or_else(|error| {
+        packages::refresh_lists().with_context(|| format!("after: {error:#}"))?;
+        attempt()
+    })
+}
+
+/// Downloads one package into `scratch` and unpacks it below `root`.
+///
+/// # Errors
+/// When the archive does not have it, or it cannot be unpacked.
+pub fn unpack(package: &Package, scratch: &Path, root: &Path) -> Result<()> {
+    for folder in [scratch, root] {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    let wanted = format!("{}={}", package.name, package.version);
+    with_fresh_lists(|| {
+        // As root, apt would try to download as its own user, who cannot write here, and complain.
+        let options = ["-q", "-o", "APT::Sandbox::User=root", "download", &wanted];
+        command::read(Command::new("apt-get").args(options).current_dir(scratch)).map(drop)
+    })?;
+    let archive = downloaded(package, scratch)?;
+    command::read(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(root))?;
+    fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))
+}
+
+fn downloaded(package: &Package, scratch: &Path) -> Result<PathBuf> {
+    let start = format!("{}_", package.name);
+    let entries =
+        fs::read_dir(scratch).with_context(|| format!("cannot list {}", scratch.display()))?;
+    let mut paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    let is_it = |path: &PathBuf| {
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        name.starts_with(&start) && name.ends_with(".deb")
+    };
+    paths.find(is_it).with_context(|| {
+        format!(
+            "apt-get download left no {start}*.deb in {}",
+            scratch.display()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policy_output_gives_names_and_candidates() {
+        let text = "one:\n  Installed: (none)\n  Candidate: 1:2.3-4\n  Version table:\n     1:2.3-4 500\n\
+                    two:\n  Installed: 1\n  Candidate: (none)\n";
+        let expected = Package {
+            name: "one".into(),
+            version: "1:2.3-4".into(),
+        };
+        assert_eq!(parse_policy(text), [expected]);
+    }
+
+    #[test]
+    fn only_unindented_names_are_packages() {
+        assert!(is_package_line("libc6"));
+        assert!(!is_package_line("  Depends: libc6"));
+        assert!(!is_package_line("<debconf-2.0>"));
+    }
+}

@@ -1,0 +1,103 @@
+//! The lab's ingredients, made once and kept below `target/lab`: kernel, modules, initramfs.
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::modules::Modules;
+use crate::packages::{self, Need};
+use crate::progress::Step;
+use crate::{cpio, download, kernel, modules, workspace};
+
+const INIT: &str = include_str!("init.sh");
+/// The distribution's own kernel: the one users of this release have.
+const KERNEL: &str = "linux-image-amd64";
+/// Loaded before the command runs; all others load by name or when their device file is opened.
+const MODULES: [&str; 7] = [
+    "virtio_pci",
+    "virtio_console",
+    "9p",
+    "9pnet_virtio",
+    "overlay",
+    "kvm-amd",
+    "tun",
+];
+/// Counted up when this file makes the lab differently.
+const EDITION: u32 = 1;
+
+const QEMU: Need = Need {
+    program: "qemu-system-x86_64",
+    package: "qemu-system-x86",
+    why: "the lab (it emulates a machine whose KVM can run Linux)",
+};
+
+/// A lab that can be started.
+pub struct Lab {
+    /// The kernel as an ELF file with a PVH entry: no decompressor to emulate.
+    pub kernel: PathBuf,
+    /// busybox, the modules to start with, and `init.sh`.
+    pub initramfs: PathBuf,
+    /// The folder whose `RELEASE` folder holds all modules.
+    pub modules: PathBuf,
+}
+
+/// Makes sure the lab can be started; instant when nothing changed since the last time.
+///
+/// # Errors
+/// When QEMU or Debian's packages cannot be had.
+pub fn prepare() -> Result<Lab> {
+    packages::ensure(&[QEMU])?;
+    let folder = workspace::target().join("lab");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let lock = File::create(folder.join("lock")).context("cannot make the lab's lock file")?;
+    lock.lock().context("cannot lock the lab's folder")?;
+
+    let base = folder.join("base");
+    let lab = Lab {
+        kernel: base.join("vmlinux"),
+        initramfs: base.join("initramfs.cpio"),
+        modules: base.join("kernel/lib/modules"),
+    };
+    let stamp = base.join("stamp");
+    let recipe = format!("{EDITION}\n{KERNEL}\n{}\n{INIT}", MODULES.join(" "));
+    if fs::read_to_string(&stamp).is_ok_and(|made| made == recipe) {
+        return Ok(lab);
+    }
+    if base.exists() {
+        fs::remove_dir_all(&base).with_context(|| format!("cannot remove {}", base.display()))?;
+    }
+    make(&base, &lab)?;
+    fs::write(&stamp, recipe).with_context(|| format!("cannot write {}", stamp.display()))?;
+    Ok(lab)
+}
+
+fn make(base: &Path, lab: &Lab) -> Result<()> {
+    let package = download::kernel_behind(KERNEL)?;
+    let step = Step::start(format!(
+        "Lab: downloading {} {}",
+        package.name, package.version
+    ));
+    let scratch = base.join("scratch");
+    let tree = base.join("kernel");
+    download::unpack(&package, &scratch, &tree)?;
+    for package in download::closure(&["busybox-static"], &[])? {
+        download::unpack(&package, &scratch, &base.join("busybox"))?;
+    }
+    step.done("");
+
+    let step = Step::start("Lab: unpacking the kernel and making its initramfs");
+    let image = tree
+        .join("boot")
+        .join(format!("vmlinuz-{}", modules::release(&tree)?));
+    let packed = fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
+    let elf = kernel::vmlinux_of(&packed).with_context(|| format!("in {}", image.display()))?;
+    fs::write(&lab.kernel, elf)
+        .with_context(|| format!("cannot write {}", lab.kernel.display()))?;
+    let busybox = base.join("busybox/bin/busybox");
+    let order = Modules::open(&tree, &busybox)?.load_order(&MODULES)?;
+    let archive = cpio::initramfs(&busybox, &order, INIT)?;
+    fs::write(&lab.initramfs, archive)
+        .with_context(|| format!("cannot write {}", lab.initramfs.display()))?;
+    step.done("");
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! Installing what a command needs on this host: says what and why, then lets apt do it.
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result, bail};
+
+use crate::progress::Step;
+use crate::{command, sources};
+
+/// A program that a command needs, and the Debian package that brings it.
+#[derive(Clone, Copy, Debug)]
+pub struct Need {
+    /// The program looked for in `PATH` (and in the sbin folders).
+    pub program: &'static str,
+    /// The Debian package to install when it is missing.
+    pub package: &'static str,
+    /// What it is needed for, for the person who reads along.
+    pub why: &'static str,
+}
+
+/// The file that holds the backports entry, so that it can be seen and removed.
+const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/skerry-backports.sources";
+
+/// Installs the programs that are missing, after saying which and why.
+///
+/// # Errors
+/// When apt cannot install them, or when there is no apt: the error names the packages.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    let missing: Vec<Need> = needs
+        .iter()
+        .filter(|need| !in_path(need.program))
+        .copied()
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("Missing on this host, to be installed with apt:");
+    for need in &missing {
+        eprintln!("  {:<18} for {}", need.package, need.why);
+    }
+    let names: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    if !in_path("apt-get") {
+        let programs: Vec<&str> = missing.iter().map(|need| need.program).collect();
+        bail!(
+            "this system has no apt-get: install {} (Debian's packages {}) with its own package tool",
+            programs.join(", "),
+            names.join(", ")
+        );
+    }
+    let step = Step::start(format!("Installing {}", names.join(" ")));
+    let release = choose_release(&names)?;
+    apt_get(&install_arguments(&names, release.as_deref()))?;
+    if let Some(need) = missing.iter().find(|need| !in_path(need.program)) {
+        bail!(
+            "{} is installed but brought no {} into PATH",
+            need.package,
+            need.program
+        );
+    }
+    step.done("installed");
+    Ok(())
+}
+
+/// Refreshes apt's lists, at most once in this process.
+///
+/// # Errors
+/// When apt cannot, or when this is neither root nor a user with sudo.
+pub fn refresh_lists() -> Result<()> {
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let mut done = DONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !*done {
+        update_lists()?;
+        *done = true;
+    }
+    Ok(())
+}
+
+/// Whether a program is to be found in `PATH` or in the folders for administration.
+pub fn in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(Into::into);
+    std::env::split_paths(&path)
+        .chain(sbin)
+        .any(|folder| folder.join(program).is_file())
+}
+
+/// `None` when the system's own release can install the packages, else the name of the backports suite, made available.
+fn choose_release(names: &[&str]) -> Result<Option<String>> {
+    if installable(names, None)? {
+        return Ok(None);
+    }
+    refresh_lists()?;
+    if installable(names, None)? {
+        return Ok(None);
+    }
+    let backports = format!("{}-backports", codename()?);
+    if installable(names, Some(&backports))? {
+        return Ok(Some(backports));
+    }
+    enable_backports()?;
+    if installable(names, Some(&backports))? {
+        return Ok(Some(backports));
+    }
+    // Let apt itself say what is wrong.
+    let said = command::read(apt_simulation(names, Some(&backports)).env("LC_ALL", "C"));
+    said.with_context(|| {
+        format!(
+            "apt can install {} neither from this release nor from {backports}",
+            names.join(" ")
+        )
+    })?;
+    Ok(Some(backports))
+}
+
+/// Whether apt could install the packages without removing anything.
+fn installable(names: &[&str], release: Option<&str>) -> Result<bool> {
+    let output = command::output(apt_simulation(names, release).env("LC_ALL", "C"))?;
+    let plan = String::from_utf8_lossy(&output.stdout);
+    Ok(output.status.success() && !plan.lines().any(|line| line.starts_with("Remv ")))
+}
+
+fn apt_simulation(names: &[&str], release: Option<&str>) -> Command {
+    let mut apt = Command::new("apt-get");
+    apt.arg("--simulate")
+        .args(install_arguments(names, release));
+    apt
+}
+
+fn install_arguments(names: &[&str], release: Option<&str>) -> Vec<String> {
+    let mut arguments: Vec<String> = ["install", "-y", "-q", "--no-install-recommends"]
+        .map(str::to_owned)
+        .into();
+    if let Some(release) = release {
+        arguments.extend(["-t".to_owned(), release.to_owned()]);
+    }
+    arguments.extend(names.iter().map(|name| (*name).to_owned()));
+    arguments
+}
+
+fn codename() -> Result<String> {
+    let path = "/etc/os-release";
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let name = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    let name = name.with_context(|| {
+        format!("{path} has no VERSION_CODENAME: cannot name this release's backports")
+    })?;
+    Ok(name.trim_matches('"').to_owned())
+}
+
+fn enable_backports() -> Result<()> {
+    let stanza = sources::backports_stanza(Path::new("/etc/apt"), &codename()?)?;
+    eprintln!(
+        "    adding backports, which this release's own packages cannot replace, as {BACKPORTS_FILE}"
+    );
+    let made = std::env::temp_dir().join(format!("skerry-backports-{}", std::process::id()));
+    std::fs::write(&made, stanza).with_context(|| format!("cannot write {}", made.display()))?;
+    let copied = as_root(
+        "install",
+        &[
+            OsStr::new("-m"),
+            OsStr::new("0644"),
+            made.as_os_str(),
+            OsStr::new(BACKPORTS_FILE),
+        ],
+    );
+    let removed = std::fs::remove_file(&made);
+    copied?;
+    removed.with_context(|| format!("cannot remove {}", made.display()))?;
+    update_lists()
+}
+
+fn update_lists() -> Result<()> {
+    eprintln!("    apt-get update");
+    apt_get(&["update".to_owned(), "-q".to_owned()])
+        .context("cannot refresh apt's lists: check the network and apt's sources")
+}
+
+fn apt_get(arguments: &[String]) -> Result<()> {
+    let fixed = [
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "-o",
+        "DPkg::Lock::Timeout=300",
+    ];
+    let words: Vec<&OsStr> = fixed
+        .iter()
+        .map(AsRef::as_ref)
+        .chain(arguments.iter().map(AsRef::as_ref))
+        .collect();
+    as_root("env", &words)
+}
+
+/// Runs a program as root: directly, or through sudo. Its output is shown only when it fails.
+fn as_root(program: &str, arguments: &[&OsStr]) -> Result<()> {
+    let mut command = if rustix::process::geteuid().is_root() {
+        Command::new(program)
+    } else if in_path("sudo") {
+        let mut sudo = Command::new("sudo");
+        sudo.arg(program);
+        sudo
+    } else {
+        bail!(
+            "installing packages needs root, and there is no sudo here: run this command as root once"
+        );
+    };
+    command::read(command.args(arguments)).map(drop)
+}
