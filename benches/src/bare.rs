@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::KernelLoader;
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::size::Size;
@@ -57,7 +57,9 @@ pub fn run(arguments: &BareArguments) -> Result<()> {
     let entry = load(&memory, &arguments.kernel)?;
     describe(&memory, arguments.memory, &arguments.cmdline)?;
     let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
-    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).context("KVM_GET_SUPPORTED_CPUID")?;
+    let cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .context("KVM_GET_SUPPORTED_CPUID")?;
     vcpu.set_cpuid2(&cpuid).context("KVM_SET_CPUID2")?;
     enter_at(&vcpu, entry)?;
     run_vcpu(vcpu)
@@ -65,10 +67,13 @@ pub fn run(arguments: &BareArguments) -> Result<()> {
 
 fn guest_memory(vm: &VmFd, size: Size) -> Result<GuestMemoryMmap> {
     let bytes = usize::try_from(size.bytes()).context("memory size")?;
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)]).context("guest memory")?;
+    let memory =
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)]).context("guest memory")?;
     let region = kvm_userspace_memory_region {
         memory_size: size.bytes(),
-        userspace_addr: memory.get_host_address(GuestAddress(0)).context("guest memory")? as u64,
+        userspace_addr: memory
+            .get_host_address(GuestAddress(0))
+            .context("guest memory")? as u64,
         ..Default::default()
     };
     // SAFETY: the mapping is `memory_size` bytes long and outlives the vCPU: `run` holds both.
@@ -109,10 +114,17 @@ fn describe(memory: &GuestMemoryMmap, size: Size, cmdline: &str) -> Result<()> {
             map.extend(u64::to_le_bytes(word));
         }
     }
-    memory.write_slice(&info, GuestAddress(START_INFO)).context("start info")?;
-    memory.write_slice(&map, GuestAddress(MEMORY_MAP)).context("memory map")?;
     memory
-        .write_slice(&[cmdline.as_bytes(), &[0]].concat(), GuestAddress(COMMAND_LINE))
+        .write_slice(&info, GuestAddress(START_INFO))
+        .context("start info")?;
+    memory
+        .write_slice(&map, GuestAddress(MEMORY_MAP))
+        .context("memory map")?;
+    memory
+        .write_slice(
+            &[cmdline.as_bytes(), &[0]].concat(),
+            GuestAddress(COMMAND_LINE),
+        )
         .context("command line")
 }
 
@@ -128,11 +140,21 @@ fn enter_at(vcpu: &VcpuFd, entry: u64) -> Result<()> {
         g: 1,
         ..Default::default()
     };
-    let data = kvm_segment { selector: 0x10, type_: 0x3, ..code };
+    let data = kvm_segment {
+        selector: 0x10,
+        type_: 0x3,
+        ..code
+    };
     let mut sregs = vcpu.get_sregs().context("KVM_GET_SREGS")?;
     sregs.cs = code;
     (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { limit: 0x67, selector: 0x18, type_: 0xb, present: 1, ..Default::default() };
+    sregs.tr = kvm_segment {
+        limit: 0x67,
+        selector: 0x18,
+        type_: 0xb,
+        present: 1,
+        ..Default::default()
+    };
     sregs.cr0 = 1;
     sregs.cr4 = 0;
     sregs.efer = 0;
@@ -146,7 +168,12 @@ fn enter_at(vcpu: &VcpuFd, entry: u64) -> Result<()> {
 
 fn run_vcpu(mut vcpu: VcpuFd) -> Result<()> {
     // Unbuffered: the first byte is what is measured.
-    let mut serial = File::from(std::io::stdout().as_fd().try_clone_to_owned().context("stdout")?);
+    let mut serial = File::from(
+        std::io::stdout()
+            .as_fd()
+            .try_clone_to_owned()
+            .context("stdout")?,
+    );
     loop {
         match vcpu.run().context("KVM_RUN")? {
             VcpuExit::IoOut(COM1, bytes) => serial.write_all(bytes).context("serial output")?,

@@ -23,9 +23,13 @@ impl FromStr for Size {
             Some('G') => (&text[..text.len() - 1], 30),
             _ => (text, 0),
         };
-        let number: u64 =
-            digits.parse().map_err(|_| format!("`{text}` is not a size such as 128M"))?;
-        number.checked_mul(1 << shift).map(Size).ok_or_else(|| format!("`{text}` is too large"))
+        let number: u64 = digits
+            .parse()
+            .map_err(|_| format!("`{text}` is not a size such as 128M"))?;
+        number
+            .checked_mul(1 << shift)
+            .map(Size)
+            .ok_or_else(|| format!("`{text}` is too large"))
     }
 }
 

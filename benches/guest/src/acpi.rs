@@ -32,7 +32,10 @@ pub struct Register {
 
 impl Register {
     fn parse(table: &[u8], at: usize) -> Option<Self> {
-        let register = Self { space: *table.get(at)?, address: le64(table, at + 4)? };
+        let register = Self {
+            space: *table.get(at)?,
+            address: le64(table, at + 4)?,
+        };
         (register.address != 0 && register.space <= 1).then_some(register)
     }
 
@@ -133,7 +136,11 @@ impl Acpi {
 
     /// The IOAPIC's pin of a legacy interrupt, and its flags (bits 0–1 polarity, 2–3 trigger).
     pub fn legacy_interrupt(&self, irq: u8) -> (u32, u16) {
-        let (gsi, flags) = self.overrides.get(usize::from(irq)).copied().unwrap_or((irq.into(), 0));
+        let (gsi, flags) = self
+            .overrides
+            .get(usize::from(irq))
+            .copied()
+            .unwrap_or((irq.into(), 0));
         (gsi - self.ioapic_gsi_base.min(gsi), flags)
     }
 
@@ -148,7 +155,10 @@ impl Acpi {
         }
         fixed.pm1a_control = Register::parse(fadt, 172).or_else(|| {
             let address = le32(fadt, 64)?;
-            (address != 0).then_some(Register { space: 1, address: address.into() })
+            (address != 0).then_some(Register {
+                space: 1,
+                address: address.into(),
+            })
         });
         fixed.sleep_control = Register::parse(fadt, 244);
         let dsdt = match le64(fadt, 140).unwrap_or(0) {
@@ -165,9 +175,13 @@ impl Acpi {
         const ENABLED: u32 = 1;
         let mut at = HEADER_BYTES + 8;
         while let (Some(&kind), Some(&length)) = (madt.get(at), madt.get(at + 1)) {
-            let Some(entry) = madt.get(at..at + usize::from(length)) else { break };
+            let Some(entry) = madt.get(at..at + usize::from(length)) else {
+                break;
+            };
             match kind {
-                0 if le32(entry, 4).unwrap_or(0) & ENABLED != 0 => self.add_processor(entry[3].into()),
+                0 if le32(entry, 4).unwrap_or(0) & ENABLED != 0 => {
+                    self.add_processor(entry[3].into())
+                }
                 1 => {
                     self.ioapic = le32(entry, 4).unwrap_or(0).into();
                     self.ioapic_gsi_base = le32(entry, 8).unwrap_or(0);
@@ -196,10 +210,16 @@ impl Acpi {
     }
 
     fn read_mcfg(&mut self, mcfg: &[u8]) {
-        let Some(entry) = mcfg.get(44..60) else { return };
+        let Some(entry) = mcfg.get(44..60) else {
+            return;
+        };
         if le16(entry, 8) == Some(0) {
             let address = le64(entry, 0).unwrap_or(0);
-            self.ecam = Some(Ecam { address, first_bus: entry[10], last_bus: entry[11] });
+            self.ecam = Some(Ecam {
+                address,
+                first_bus: entry[10],
+                last_bus: entry[11],
+            });
         }
     }
 }
@@ -235,7 +255,9 @@ fn table(memory: &mut Memory, address: u64) -> Outcome<&'static [u8]> {
     }
     let table = memory.table(address, length)?;
     if sum(table) != 0 {
-        return Err(failure!("bad-table-checksum address={address:#x} length={length}"));
+        return Err(failure!(
+            "bad-table-checksum address={address:#x} length={length}"
+        ));
     }
     Ok(table)
 }

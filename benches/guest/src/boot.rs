@@ -15,6 +15,9 @@ pub const EXCEPTIONS: usize = 32;
 /// Bytes between two stubs of the same table.
 pub const STUB_BYTES: usize = 32;
 
+/// What r10 holds when `ud2` is a call of a service.
+pub const SERVICE_MAGIC: u32 = 0x5e7_41ce;
+
 // PVH start-up (Xen's x86/HVM direct boot ABI) and the tables it loads.
 global_asm!(
     r#"
@@ -64,6 +67,9 @@ ring3_start:
     sub ecx, edi
     xor eax, eax
     rep stosb
+    mov qword ptr [rip + tss + 4], offset ring0_stack_end
+    mov word ptr [rip + tss + 102], 104
+    mov byte ptr [rip + tss + 104 + 8192], 0xff
     mov edi, esi
     call {main}
     ud2
@@ -99,7 +105,7 @@ gdt:
     .quad 0x00cf93000000ffff        # 0x10 ring 0, data
     .quad 0x00cff3000000ffff        # 0x18 ring 3, data
     .quad 0x00affb000000ffff        # 0x20 ring 3, 64-bit code
-    .word 103                       # 0x28 TSS
+    .word 104 + 8192                # 0x28 TSS
     .word tss_base_0_15
     .byte tss_base_16_23, 0x89, 0, tss_base_24_31
     .quad 0
@@ -119,15 +125,6 @@ idt_pointer:
     .quad idt
 
     .balign 16
-    .global tss
-tss:
-    .long 0
-    .quad ring0_stack_end           # RSP0
-    .fill 11, 8, 0
-    .word 0
-    .word 104                       # no I/O permission map: IOPL 3 allows all ports
-
-    .balign 16
 user_frame:
     .quad ring3_start
     .quad 0x23
@@ -140,6 +137,14 @@ exception_frame:
     .quad 0x3002
     .quad exception_stack_end
     .quad 0x1b
+
+    # RSP0, and an I/O permission map that allows every port. IOPL 3 does so too, but a software KVM that runs
+    # ring 3 natively loses it at the first exit.
+    .section .bss
+    .balign 128
+    .global tss
+tss:
+    .skip 104 + 8192 + 1
 
     .section .noinit, "aw", @nobits
     .balign 4096
@@ -258,11 +263,20 @@ irq_stubs_xapic:
     "#
 );
 
-// Services: what ring 3 cannot do itself, reached by `int`.
+// Services: what ring 3 cannot do itself, reached by `ud2` with the service's address in r9 and a magic number in
+// r10. A software KVM delivers neither SYSCALL nor software interrupts of ring 3, but every KVM delivers #UD.
 global_asm!(
     r#"
     .section .boot.text, "ax"
     .code64
+    .balign 32
+    .global service_entry
+service_entry:
+    cmp r10d, {magic}
+    jne exception_stubs + 6 * 32
+    add qword ptr [rsp], 2          # past the ud2
+    xor r10d, r10d
+    jmp r9
     .balign 32
     .global service_stubs
 service_stubs:
@@ -330,7 +344,8 @@ service_print:
     mov edx, 0x3f8
     rep outsb
     iretq
-    "#
+    "#,
+    magic = const SERVICE_MAGIC,
 );
 
 // What the compiler calls for moving memory; string instructions are native in ring 3.
@@ -393,6 +408,8 @@ unsafe extern "C" {
     pub static irq_stubs_x2apic: u8;
     /// First of 256 interrupt stubs that end with an xAPIC EOI.
     pub static irq_stubs_xapic: u8;
+    /// The handler of #UD: a service call or an exception.
+    pub static service_entry: u8;
     /// First of the service stubs, in the order of [`crate::interrupts::Service`].
     pub static service_stubs: u8;
     /// Vector, error code, RIP, RSP and CR2 of the exception that ended the program.

@@ -30,7 +30,11 @@ pub fn now() -> u64 {
 impl Clock {
     /// The frequency by CPUID (leaves 0x15 and the hypervisors' 0x4000_0010), else 2.5 GHz.
     pub fn new() -> Self {
-        Self { khz: by_tsc_leaf().or_else(by_hypervisor_leaf).unwrap_or(FALLBACK_KHZ) }
+        Self {
+            khz: by_tsc_leaf()
+                .or_else(by_hypervisor_leaf)
+                .unwrap_or(FALLBACK_KHZ),
+        }
     }
 
     /// Frequency of the TSC.

@@ -1,15 +1,17 @@
-//! The interrupt descriptor table, the counters that handlers bump, and the ring-0 services behind `int`.
+//! The interrupt descriptor table, the counters that handlers bump, and the ring-0 services behind `ud2`.
 //!
 //! Handlers do nothing but count and acknowledge. Whoever waits for an interrupt spins in ring 3 on the vector's
 //! counter, so the time from the device to the waiter holds as little emulated ring 0 as possible.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::boot;
 
-/// First vector of the services.
-const SERVICES: usize = 0x20;
+const MAGIC: u64 = boot::SERVICE_MAGIC as u64;
+
+/// #UD: how ring 3 calls a service.
+const INVALID_OPCODE: usize = 6;
 /// First vector that devices may use.
 const FIRST_DEVICE: u8 = 0x30;
 /// Last vector that devices may use; 0xff is the spurious one.
@@ -30,7 +32,11 @@ pub enum Service {
     Halt,
 }
 
-const SERVICE_COUNT: usize = Service::Halt as usize + 1;
+impl Service {
+    fn address(self) -> u64 {
+        stub(&raw const boot::service_stubs, self as usize)
+    }
+}
 
 /// An interrupt vector of the boot processor, and what has arrived on it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -83,8 +89,9 @@ pub enum Eoi {
     XApic,
 }
 
-fn gate(vector: usize, handler: u64, user: bool) {
-    let attributes: u64 = if user { 0xee00 } else { 0x8e00 };
+fn gate(vector: usize, handler: u64) {
+    // Present, for ring 0, an interrupt gate.
+    let attributes: u64 = 0x8e00;
     let low = (handler & 0xffff)
         | (u64::from(boot::KERNEL_CODE) << 16)
         | (attributes << 32)
@@ -101,11 +108,9 @@ fn stub(first: *const u8, index: usize) -> u64 {
 /// Fills the table for exceptions and services. Device vectors follow with [`install_devices`].
 pub fn install() {
     for vector in 0..boot::EXCEPTIONS {
-        gate(vector, stub(&raw const boot::exception_stubs, vector), false);
+        gate(vector, stub(&raw const boot::exception_stubs, vector));
     }
-    for service in 0..SERVICE_COUNT {
-        gate(SERVICES + service, stub(&raw const boot::service_stubs, service), true);
-    }
+    gate(INVALID_OPCODE, &raw const boot::service_entry as u64);
 }
 
 /// Fills the table's device vectors.
@@ -115,7 +120,7 @@ pub fn install_devices(eoi: Eoi) {
         Eoi::XApic => &raw const boot::irq_stubs_xapic,
     };
     for vector in usize::from(FIRST_DEVICE)..256 {
-        gate(vector, stub(first, vector), false);
+        gate(vector, stub(first, vector));
     }
 }
 
@@ -131,10 +136,14 @@ pub unsafe fn write_msr(msr: u32, value: u64) -> Result<(), MsrRefused> {
     let refused: u64;
     // SAFETY: the service's gate is installed first thing in the program; the rest is the caller's promise.
     unsafe {
-        asm!("int {vector}", vector = const SERVICES + Service::WriteMsr as usize,
+        asm!("ud2", inout("r10") MAGIC => _, inout("r9") Service::WriteMsr.address() => _,
             in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32, out("r8") refused);
     }
-    if refused == 0 { Ok(()) } else { Err(MsrRefused) }
+    if refused == 0 {
+        Ok(())
+    } else {
+        Err(MsrRefused)
+    }
 }
 
 /// Reads an MSR.
@@ -144,34 +153,46 @@ pub fn read_msr(msr: u32) -> Result<u64, MsrRefused> {
     // SAFETY: the service's gate is installed first thing in the program; reading an MSR changes no memory, and
     // an MSR that doesn't exist is reported in r8.
     unsafe {
-        asm!("int {vector}", vector = const SERVICES + Service::ReadMsr as usize,
+        asm!("ud2", inout("r10") MAGIC => _, inout("r9") Service::ReadMsr.address() => _,
             in("ecx") msr, out("eax") low, out("edx") high, out("r8") refused);
     }
-    if refused == 0 { Ok(u64::from(high) << 32 | u64::from(low)) } else { Err(MsrRefused) }
+    if refused == 0 {
+        Ok(u64::from(high) << 32 | u64::from(low))
+    } else {
+        Err(MsrRefused)
+    }
 }
 
 /// Lets interrupts in.
 pub fn enable() {
     // SAFETY: the handlers only touch their counter and the LAPIC's EOI register.
-    unsafe { asm!("int {vector}", vector = const SERVICES + Service::InterruptsOn as usize) };
+    unsafe {
+        asm!("ud2", inout("r10") MAGIC => _, inout("r9") Service::InterruptsOn.address() => _)
+    };
 }
 
 /// Keeps interrupts out.
 pub fn disable() {
     // SAFETY: fewer interrupts break nothing but waits, and those are bounded.
-    unsafe { asm!("int {vector}", vector = const SERVICES + Service::InterruptsOff as usize) };
+    unsafe {
+        asm!("ud2", inout("r10") MAGIC => _, inout("r9") Service::InterruptsOff.address() => _)
+    };
 }
 
 /// Halts the processor until an interrupt arrives.
 pub fn wait_for_interrupt() {
     // SAFETY: as for `enable`.
-    unsafe { asm!("int {vector}", vector = const SERVICES + Service::WaitForInterrupt as usize) };
+    unsafe {
+        asm!("ud2", inout("r10") MAGIC => _, inout("r9") Service::WaitForInterrupt.address() => _)
+    };
 }
 
 /// Forgets cached translations, after an entry of the page tables changed.
 pub fn flush_tlb() {
     // SAFETY: reloads CR3 with its own value.
-    unsafe { asm!("int {vector}", vector = const SERVICES + Service::FlushTlb as usize, out("rax") _) };
+    unsafe {
+        asm!("ud2", inout("r10") MAGIC => _, inout("r9") Service::FlushTlb.address() => _, out("rax") _)
+    };
 }
 
 /// Prints up to 16 bytes (the transmitter's FIFO) on COM1.
@@ -179,7 +200,7 @@ pub fn print(bytes: &[u8]) {
     for chunk in bytes.chunks(16) {
         // SAFETY: the service reads `rcx` bytes at `rsi`, the chunk, and writes no memory.
         unsafe {
-            asm!("int {vector}", vector = const SERVICES + Service::Print as usize,
+            asm!("ud2", inout("r10") MAGIC => _, inout("r9") Service::Print.address() => _,
                 inout("rsi") chunk.as_ptr() => _, inout("rcx") chunk.len() => _,
                 out("rdi") _, out("rdx") _, out("rax") _, options(readonly));
         }
@@ -190,18 +211,23 @@ pub fn print(bytes: &[u8]) {
 pub fn triple_fault() -> ! {
     // SAFETY: the service doesn't return, and nothing runs after it.
     unsafe {
-        asm!("int {vector}", vector = const SERVICES + Service::TripleFault as usize, options(noreturn))
+        asm!("ud2", in("r10") MAGIC, in("r9") Service::TripleFault.address(), options(noreturn))
     }
 }
 
 /// Halts for ever with interrupts off.
 pub fn halt() -> ! {
     // SAFETY: the service doesn't return, and nothing runs after it.
-    unsafe { asm!("int {vector}", vector = const SERVICES + Service::Halt as usize, options(noreturn)) }
+    unsafe { asm!("ud2", in("r10") MAGIC, in("r9") Service::Halt.address(), options(noreturn)) }
 }
 
 /// Where an exception's handler goes on in ring 3: says what happened and stops.
 pub extern "C" fn ring3_exception() -> ! {
+    static REPORTING: AtomicBool = AtomicBool::new(false);
+    if REPORTING.swap(true, Ordering::Relaxed) {
+        // The report itself failed.
+        triple_fault();
+    }
     // SAFETY: the handler wrote the record before it came here, and no other exception can be under way: this
     // code runs on the boot processor alone.
     let [vector, error, rip, rsp, cr2] = unsafe { boot::exception_record };

@@ -13,7 +13,10 @@ pub struct Line {
 impl Line {
     /// An empty line.
     pub const fn new() -> Self {
-        Self { bytes: [0; BYTES], length: 0 }
+        Self {
+            bytes: [0; BYTES],
+            length: 0,
+        }
     }
 
     /// What was written so far.

@@ -21,7 +21,13 @@ impl Machine {
     pub fn new(start_info: u64) -> Outcome<Self> {
         let start = Start::read(start_info)?;
         let memory = Memory::new(&start)?;
-        Ok(Self { start, memory, clock: Clock::new(), vectors: Vectors::new(), acpi: None })
+        Ok(Self {
+            start,
+            memory,
+            clock: Clock::new(),
+            vectors: Vectors::new(),
+            acpi: None,
+        })
     }
 
     /// The ACPI tables.

@@ -44,7 +44,12 @@ extern "C" fn ring3_main(start_info: u64) -> ! {
 fn panic(info: &core::panic::PanicInfo) -> ! {
     match info.location() {
         Some(location) => {
-            say!("fail panic at={}:{} reason={}", location.file(), location.line(), info.message())
+            say!(
+                "fail panic at={}:{} reason={}",
+                location.file(),
+                location.line(),
+                info.message()
+            )
         }
         None => say!("fail panic reason={}", info.message()),
     }

@@ -51,7 +51,11 @@ macro_rules! mmio_access {
 
 impl Mmio {
     fn at(self, offset: u64, bytes: usize) -> u64 {
-        assert!(offset + bytes as u64 <= self.size, "register {offset:#x} outside of {:#x}", self.size);
+        assert!(
+            offset + bytes as u64 <= self.size,
+            "register {offset:#x} outside of {:#x}",
+            self.size
+        );
         self.address + offset
     }
 
@@ -67,7 +71,10 @@ impl Mmio {
     /// A part of it.
     pub fn part(self, offset: u64, size: u64) -> Option<Mmio> {
         let end = offset.checked_add(size)?;
-        (end <= self.size).then_some(Mmio { address: self.address + offset, size })
+        (end <= self.size).then_some(Mmio {
+            address: self.address + offset,
+            size,
+        })
     }
 
     /// Where a register lies, for the doorbells of the hot path.
@@ -98,13 +105,22 @@ impl Dma {
 
     /// A part of it.
     pub fn part(self, offset: usize, size: usize) -> Dma {
-        assert!(offset <= self.size && size <= self.size - offset, "part outside of its memory");
-        Dma { address: self.address + offset as u64, size }
+        assert!(
+            offset <= self.size && size <= self.size - offset,
+            "part outside of its memory"
+        );
+        Dma {
+            address: self.address + offset as u64,
+            size,
+        }
     }
 
     /// Pointer to an element of `T` at a byte offset, checked.
     pub fn pointer<T>(self, offset: usize) -> *mut T {
-        assert!(offset + size_of::<T>() <= self.size, "element outside of its memory");
+        assert!(
+            offset + size_of::<T>() <= self.size,
+            "element outside of its memory"
+        );
         (self.address + offset as u64) as *mut T
     }
 
@@ -125,14 +141,22 @@ impl Dma {
         let from = self.part(offset, bytes.len());
         fence(Ordering::Acquire);
         // SAFETY: `part` has checked the bounds; the arena's memory and a Rust buffer don't overlap.
-        unsafe { core::ptr::copy_nonoverlapping(from.address as *const u8, bytes.as_mut_ptr(), bytes.len()) }
+        unsafe {
+            core::ptr::copy_nonoverlapping(
+                from.address as *const u8,
+                bytes.as_mut_ptr(),
+                bytes.len(),
+            )
+        }
     }
 
     /// Copies bytes in.
     pub fn write_bytes(self, offset: usize, bytes: &[u8]) {
         let to = self.part(offset, bytes.len());
         // SAFETY: as for `read_bytes`.
-        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to.address as *mut u8, bytes.len()) }
+        unsafe {
+            core::ptr::copy_nonoverlapping(bytes.as_ptr(), to.address as *mut u8, bytes.len())
+        }
         fence(Ordering::Release);
     }
 
@@ -161,17 +185,22 @@ impl Memory {
         let image_end = &raw const boot::payload_end as u64;
         // Without a map, assume that the 16 MiB behind the image exist.
         let mut end = image_end + (16 << 20);
-        if let Some(range) =
-            start.ranges().iter().find(|range| {
-                range.kind == Range::RAM && range.address <= image_end && range.address + range.size > image_end
-            })
-        {
+        if let Some(range) = start.ranges().iter().find(|range| {
+            range.kind == Range::RAM
+                && range.address <= image_end
+                && range.address + range.size > image_end
+        }) {
             // The last page stays free: `mem` turns its bits over, and page tables grow from the end.
             end = (range.address + range.size).min(FOUR_GIB) - TABLE_BYTES;
         } else if !start.ranges().is_empty() {
             return Err(failure!("no-ram-behind-the-image end={image_end:#x}"));
         }
-        Ok(Self { next: image_end, end, window: [0; WINDOW_PAGES], window_used: 0 })
+        Ok(Self {
+            next: image_end,
+            end,
+            window: [0; WINDOW_PAGES],
+            window_used: 0,
+        })
     }
 
     /// Zeroed RAM below 4 GiB. `align` is a power of two.
@@ -179,7 +208,10 @@ impl Memory {
         let address = (self.next + align - 1) & !(align - 1);
         let end = address + size as u64;
         if end > self.end {
-            return Err(failure!("out-of-memory wanted={size} free={}", self.end - self.next));
+            return Err(failure!(
+                "out-of-memory wanted={size} free={}",
+                self.end - self.next
+            ));
         }
         self.next = end;
         let memory = Dma { address, size };
@@ -226,7 +258,11 @@ impl Memory {
         }
         let first = physical & !(LARGE_PAGE - 1);
         let pages = (end - first).div_ceil(LARGE_PAGE);
-        let base = if end <= IDENTITY_END { first } else { self.window_for(first, pages)? };
+        let base = if end <= IDENTITY_END {
+            first
+        } else {
+            self.window_for(first, pages)?
+        };
         for page in 0..pages {
             self.map_large_page(base + page * LARGE_PAGE, first + page * LARGE_PAGE)?;
         }
@@ -238,7 +274,10 @@ impl Memory {
         let pages = pages as usize;
         let used = &self.window[..self.window_used];
         let slot = match used.windows(pages.min(WINDOW_PAGES)).position(|slots| {
-            slots.iter().enumerate().all(|(index, &page)| page == first + index as u64 * LARGE_PAGE)
+            slots
+                .iter()
+                .enumerate()
+                .all(|(index, &page)| page == first + index as u64 * LARGE_PAGE)
         }) {
             Some(slot) => slot,
             None if self.window_used + pages <= WINDOW_PAGES => {
@@ -294,7 +333,11 @@ impl Memory {
             return Err(failure!("out-of-memory-for-page-tables"));
         }
         self.end = address;
-        Dma { address, size: TABLE_BYTES as usize }.fill(0);
+        Dma {
+            address,
+            size: TABLE_BYTES as usize,
+        }
+        .fill(0);
         Ok(address)
     }
 }

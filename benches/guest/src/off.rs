@@ -29,9 +29,8 @@ pub fn end(machine: &mut Machine) -> ! {
             port::write8(PVPANIC, PANICKED);
             interrupts::halt()
         }
-        b"wait-power-button" => {
-            crate::tasks::platform::wait_for_power_button(machine, None).and_then(|()| power_off(machine))
-        }
+        b"wait-power-button" => crate::tasks::platform::wait_for_power_button(machine, None)
+            .and_then(|()| power_off(machine)),
         _ => power_off(machine),
     };
     if let Err(failure) = outcome {
@@ -61,7 +60,10 @@ fn power_off(machine: &mut Machine) -> Outcome {
     if let (true, Some(register)) = (fixed.hardware_reduced, fixed.sleep_control) {
         register.write8(&mut machine.memory, sleep_type << 2 | SLEEP_ENABLE)?;
     } else if let (false, Some(register)) = (fixed.hardware_reduced, fixed.pm1a_control) {
-        register.write16(&mut machine.memory, u16::from(sleep_type) << 10 | PM1_SLEEP_ENABLE)?;
+        register.write16(
+            &mut machine.memory,
+            u16::from(sleep_type) << 10 | PM1_SLEEP_ENABLE,
+        )?;
     } else {
         return Err(failure!("no-sleep-register"));
     }

@@ -1,4 +1,4 @@
-//! Port I/O from ring 3 (IOPL 3).
+//! Port I/O from ring 3.
 //!
 //! These functions are safe: no port of a machine that this program runs on makes a device write into the
 //! program's memory (legacy DMA controllers are neither present nor programmed).

@@ -1,7 +1,7 @@
 //! What the monitor hands over: `hvm_start_info` (Xen's PVH ABI), the memory map and the command line.
 
-use crate::line::Outcome;
 use crate::failure;
+use crate::line::Outcome;
 
 const MAGIC: u32 = 0x336e_c578;
 const COMMAND_LINE_BYTES: usize = 4096;
@@ -68,8 +68,11 @@ impl Start {
             for index in 0..start.count {
                 // SAFETY: version 1 promises this many entries there; the address is below 4 GiB in practice and
                 // an exception report otherwise.
-                start.ranges[index] =
-                    unsafe { (info.memory_map_address as *const Range).add(index).read_unaligned() };
+                start.ranges[index] = unsafe {
+                    (info.memory_map_address as *const Range)
+                        .add(index)
+                        .read_unaligned()
+                };
             }
         }
         if info.command_line_address != 0 {

@@ -41,7 +41,10 @@ impl Arguments {
 
     /// The positional argument at `index`.
     pub fn at(&self, index: usize) -> Option<&str> {
-        self.words().filter(|word| !word.contains('=')).nth(index).filter(|word| !word.is_empty())
+        self.words()
+            .filter(|word| !word.contains('='))
+            .nth(index)
+            .filter(|word| !word.is_empty())
     }
 
     /// The positional argument at `index` as a number, decimal or hexadecimal.
@@ -51,7 +54,8 @@ impl Arguments {
 
     /// The value of `key=`.
     pub fn value(&self, key: &str) -> Option<&str> {
-        self.words().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+        self.words()
+            .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
     }
 
     /// The value of `key=` as a number.
@@ -71,9 +75,7 @@ fn parse_number(text: &str) -> Outcome<u64> {
 /// A task: does its work and writes ` key=value` pairs.
 type Task = fn(&mut Machine, &Arguments, &mut Line) -> Outcome;
 
-const TASKS: &[(&str, Task)] = &[
-    ("mem", platform::memory),
-];
+const TASKS: &[(&str, Task)] = &[("mem", platform::memory)];
 
 /// Runs the tasks of `run=` in order and reports each, then all.
 pub fn run(machine: &mut Machine) {
@@ -102,7 +104,12 @@ pub fn run(machine: &mut Machine) {
             }
             Err(failure) => {
                 fail += 1;
-                say!("fail {} reason={}{}", arguments.name(), failure.reason(), report.as_str());
+                say!(
+                    "fail {} reason={}{}",
+                    arguments.name(),
+                    failure.reason(),
+                    report.as_str()
+                );
             }
         }
         index += 1;

@@ -11,7 +11,12 @@ pub fn memory(machine: &mut Machine, _: &Arguments, report: &mut Line) -> Outcom
     let (mut total, mut count) = (0, 0);
     for index in 0..machine.start.ranges().len() {
         let range = machine.start.ranges()[index];
-        say!("# mem {:#x}..{:#x} type={}", range.address, range.address + range.size, range.kind);
+        say!(
+            "# mem {:#x}..{:#x} type={}",
+            range.address,
+            range.address + range.size,
+            range.kind
+        );
         if range.kind != Range::RAM {
             continue;
         }
