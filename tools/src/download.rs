@@ -1,7 +1,7 @@
 //! Debian packages for guests: downloaded and unpacked, never installed.
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -79,7 +79,11 @@ fn candidate(name: &str) -> Result<Package> {
         .with_context(|| format!("apt knows no package {name}"))
 }
 
-fn candidates(names: &[&str]) -> Result<Vec<Package>> {
+/// The candidate versions of packages, as apt's lists are now.
+///
+/// # Errors
+/// When apt does not know one of them.
+pub fn candidates(names: &[&str]) -> Result<Vec<Package>> {
     let text = command::read(apt_cache().arg("policy").args(names))?;
     let known = parse_policy(&text);
     if let Some(missing) = names
@@ -131,23 +135,35 @@ fn with_fresh_lists<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Downloads one package into `scratch` and unpacks it below `root`.
+/// Downloads packages into `scratch` and unpacks them below `root`, through links to folders that are there already.
 ///
 /// # Errors
-/// When the archive does not have it, or it cannot be unpacked.
-pub fn unpack(package: &Package, scratch: &Path, root: &Path) -> Result<()> {
+/// When the archive does not have one, or it cannot be unpacked.
+pub fn unpack(packages: &[Package], scratch: &Path, root: &Path) -> Result<()> {
     for folder in [scratch, root] {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    let wanted = format!("{}={}", package.name, package.version);
     with_fresh_lists(|| {
         // As root, apt would try to download as its own user, who cannot write here, and complain.
-        let options = ["-q", "-o", "APT::Sandbox::User=root", "download", &wanted];
-        command::read(Command::new("apt-get").args(options).current_dir(scratch)).map(drop)
+        let options = ["-q", "-o", "APT::Sandbox::User=root", "download"];
+        let wanted = packages
+            .iter()
+            .map(|package| format!("{}={}", package.name, package.version));
+        command::read(
+            Command::new("apt-get")
+                .args(options)
+                .args(wanted)
+                .current_dir(scratch),
+        )
+        .map(drop)
     })?;
-    let archive = downloaded(package, scratch)?;
-    command::read(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(root))?;
-    fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))
+    for package in packages {
+        let archive = downloaded(package, scratch)?;
+        extract(&archive, root)?;
+        fs::remove_file(&archive)
+            .with_context(|| format!("cannot remove {}", archive.display()))?;
+    }
+    Ok(())
 }
 
 fn downloaded(package: &Package, scratch: &Path) -> Result<PathBuf> {
@@ -168,6 +184,31 @@ fn downloaded(package: &Package, scratch: &Path) -> Result<PathBuf> {
             scratch.display()
         )
     })
+}
+
+/// `dpkg-deb -x` would put folders where links to folders are (/bin, /lib): tar can be told not to.
+fn extract(archive: &Path, root: &Path) -> Result<()> {
+    let mut reader = Command::new("dpkg-deb");
+    let mut reader = reader
+        .arg("--fsys-tarfile")
+        .arg(archive)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start dpkg-deb")?;
+    let tarfile = reader.stdout.take().context("dpkg-deb has no output")?;
+    let mut tar = Command::new("tar");
+    tar.args(["-x", "--keep-directory-symlink", "--no-same-owner", "-C"])
+        .arg(root)
+        .stdin(tarfile);
+    let unpacked = tar.status().context("cannot start tar")?;
+    let read = reader.wait().context("cannot wait for dpkg-deb")?;
+    if !unpacked.success() || !read.success() {
+        bail!(
+            "cannot unpack {}: dpkg-deb {read}, tar {unpacked}",
+            archive.display()
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

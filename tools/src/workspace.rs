@@ -1,4 +1,5 @@
 //! Where things are: the workspace, its target folder, and this program itself.
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -31,4 +32,17 @@ pub fn this_program() -> Result<PathBuf> {
 /// The cargo that started this program, or the one in `PATH`.
 pub fn cargo() -> PathBuf {
     std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}
+
+/// Makes a folder and keeps other xtasks from working in it for as long as the result lives.
+///
+/// # Errors
+/// When the folder or its lock file cannot be made.
+pub fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join("lock");
+    let lock = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    lock.lock()
+        .with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(lock)
 }

@@ -1,5 +1,5 @@
 //! The lab's ingredients, made once and kept below `target/lab`: kernel, modules, initramfs.
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -48,9 +48,7 @@ pub struct Lab {
 pub fn prepare() -> Result<Lab> {
     packages::ensure(&[QEMU])?;
     let folder = workspace::target().join("lab");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let lock = File::create(folder.join("lock")).context("cannot make the lab's lock file")?;
-    lock.lock().context("cannot lock the lab's folder")?;
+    let _lock = workspace::lock(&folder)?;
 
     let base = folder.join("base");
     let lab = Lab {
@@ -79,10 +77,13 @@ fn make(base: &Path, lab: &Lab) -> Result<()> {
     ));
     let scratch = base.join("scratch");
     let tree = base.join("kernel");
-    download::unpack(&package, &scratch, &tree)?;
-    for package in download::closure(&["busybox-static"], &[])? {
-        download::unpack(&package, &scratch, &base.join("busybox"))?;
-    }
+    let busybox = base.join("busybox/bin/busybox");
+    download::unpack(&[package], &scratch, &tree)?;
+    download::unpack(
+        &download::candidates(&["busybox-static"])?,
+        &scratch,
+        &base.join("busybox"),
+    )?;
     step.done("");
 
     let step = Step::start("Lab: unpacking the kernel and making its initramfs");
@@ -93,7 +94,6 @@ fn make(base: &Path, lab: &Lab) -> Result<()> {
     let elf = kernel::vmlinux_of(&packed).with_context(|| format!("in {}", image.display()))?;
     fs::write(&lab.kernel, elf)
         .with_context(|| format!("cannot write {}", lab.kernel.display()))?;
-    let busybox = base.join("busybox/bin/busybox");
     let order = Modules::open(&tree, &busybox)?.load_order(&MODULES)?;
     let archive = cpio::initramfs(&busybox, &order, INIT)?;
     fs::write(&lab.initramfs, archive)
