@@ -1,4 +1,5 @@
 //! `cargo xtask`: the developer's one entry point. Builds guests, runs the lab, the tests and the demo.
+mod cargo;
 mod command;
 mod cpio;
 mod demo;
@@ -9,6 +10,7 @@ mod lab;
 mod lint;
 mod modules;
 mod packages;
+mod probe;
 mod progress;
 mod sources;
 mod test;

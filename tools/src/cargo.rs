@@ -1,0 +1,129 @@
+//! Building with cargo, and finding what it built wherever its output goes.
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::{command, workspace};
+
+/// What the kvm and lab tiers, and the demo, run: always with optimisation, so that there is one build for all of them.
+pub struct Programs {
+    /// The monitor.
+    pub vmm: PathBuf,
+    /// The payload that runs natively on any KVM.
+    pub payload: PathBuf,
+}
+
+/// Builds the monitor alone.
+///
+/// # Errors
+/// When the build fails.
+pub fn vmm() -> Result<PathBuf> {
+    program(
+        &built(&["build", "--release", "--package", "skerry-vmm", "--bins"])?,
+        "skerry-vmm",
+    )
+}
+
+/// Builds the monitor and the payload.
+///
+/// # Errors
+/// When the build fails.
+pub fn programs() -> Result<Programs> {
+    let built = built(&[
+        "build",
+        "--release",
+        "--package",
+        "skerry-vmm",
+        "--package",
+        "skerry-payload",
+        "--bins",
+    ])?;
+    Ok(Programs {
+        vmm: program(&built, "skerry-vmm")?,
+        payload: program(&built, "skerry-payload")?,
+    })
+}
+
+/// Builds one end-to-end tier's test program.
+///
+/// # Errors
+/// When the build fails, for example because the tier has no tests.
+pub fn tier(name: &str) -> Result<PathBuf> {
+    program(
+        &built(&[
+            "test",
+            "--no-run",
+            "--package",
+            "skerry-tests",
+            "--test",
+            name,
+        ])?,
+        name,
+    )
+}
+
+fn program(built: &[(String, PathBuf)], name: &str) -> Result<PathBuf> {
+    let found = built.iter().find(|(target, _)| target == name);
+    found
+        .map(|(_, path)| path.clone())
+        .with_context(|| format!("cargo built no program {name}"))
+}
+
+/// Runs cargo, its progress and diagnostics on stderr as usual, and returns every executable with its target's name.
+fn built(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let mut cargo = Command::new(workspace::cargo());
+    cargo
+        .args(arguments)
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(workspace::root());
+    let shown = command::shown(&cargo);
+    let mut child = cargo
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo")?;
+    let stdout = child.stdout.take().context("cargo has no output")?;
+    let mut found = Vec::new();
+    for line in BufReader::new(stdout).lines() {
+        found.extend(executable(&line.context("cannot read cargo's output")?));
+    }
+    let status = child.wait().context("cannot wait for cargo")?;
+    if !status.success() {
+        bail!("`{shown}` failed: {status}");
+    }
+    Ok(found)
+}
+
+fn executable(message: &str) -> Option<(String, PathBuf)> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    let path = message.get("executable")?.as_str()?;
+    let name = message.get("target")?.get("name")?.as_str()?;
+    Some((name.to_owned(), PathBuf::from(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_artifact_with_an_executable_is_found() {
+        let message =
+            r#"{"reason":"compiler-artifact","target":{"name":"kvm"},"executable":"/t/kvm-1"}"#;
+        assert_eq!(
+            executable(message),
+            Some(("kvm".into(), PathBuf::from("/t/kvm-1")))
+        );
+    }
+
+    #[test]
+    fn a_library_is_none() {
+        assert_eq!(
+            executable(r#"{"reason":"compiler-artifact","target":{"name":"x"},"executable":null}"#),
+            None
+        );
+        assert_eq!(executable("not json"), None);
+    }
+}
