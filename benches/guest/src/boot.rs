@@ -155,7 +155,7 @@ exception_stack:
     .skip 16384
 exception_stack_end:
 user_stack:
-    .skip 262144
+    .skip 1048576
 user_stack_end:
     "#,
     main = sym crate::ring3_main,

@@ -60,25 +60,38 @@ impl Vector {
     }
 }
 
-/// Hands out device vectors, one after the other. They are few and never come back: devices keep theirs.
+const VECTORS: usize = (LAST_DEVICE - FIRST_DEVICE) as usize + 1;
+
+/// The device vectors, each with the source that it was given to. A source keeps its vector.
 pub struct Vectors {
-    next: u8,
+    sources: [u32; VECTORS],
+    used: usize,
 }
 
 impl Vectors {
     /// All device vectors free.
     pub const fn new() -> Self {
-        Self { next: FIRST_DEVICE }
+        Self {
+            sources: [0; VECTORS],
+            used: 0,
+        }
     }
 
-    /// A vector of its own, or none when all are taken.
-    pub fn allocate(&mut self) -> Option<Vector> {
-        if self.next > LAST_DEVICE {
-            return None;
-        }
-        let vector = Vector(self.next);
-        self.next += 1;
-        Some(vector)
+    /// The vector of a source; a new one if it has none yet. None when all are taken.
+    pub fn of(&mut self, source: u32) -> Option<Vector> {
+        let known = self.sources[..self.used]
+            .iter()
+            .position(|other| *other == source);
+        let index = match known {
+            Some(index) => index,
+            None if self.used < VECTORS => {
+                self.sources[self.used] = source;
+                self.used += 1;
+                self.used - 1
+            }
+            None => return None,
+        };
+        Some(Vector(FIRST_DEVICE + index as u8))
     }
 }
 

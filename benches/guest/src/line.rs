@@ -26,12 +26,7 @@ impl Line {
 
     /// What was written so far, as text.
     pub fn as_str(&self) -> &str {
-        let bytes = self.as_bytes();
-        // A cut may have split a character.
-        match core::str::from_utf8(bytes) {
-            Ok(text) => text,
-            Err(error) => core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or(""),
-        }
+        text(self.as_bytes())
     }
 
     /// Appends the newline.
@@ -52,8 +47,13 @@ impl fmt::Write for Line {
     }
 }
 
-/// Why a task failed: the text after `reason=`.
-pub struct Failure(Line);
+const REASON_BYTES: usize = 112;
+
+/// Why a task failed: the text after `reason=`. Small, because it travels in results.
+pub struct Failure {
+    text: [u8; REASON_BYTES],
+    length: u8,
+}
 
 impl Failure {
     /// Formats the reason. Use [`failure!`](crate::failure).
@@ -61,12 +61,26 @@ impl Failure {
         let mut line = Line::new();
         // Writing to a line cannot fail.
         let _ = fmt::Write::write_fmt(&mut line, arguments);
-        Self(line)
+        let length = line.length.min(REASON_BYTES);
+        let mut text = [0; REASON_BYTES];
+        text[..length].copy_from_slice(&line.bytes[..length]);
+        Self {
+            text,
+            length: length as u8,
+        }
     }
 
     /// The reason.
     pub fn reason(&self) -> &str {
-        self.0.as_str()
+        text(&self.text[..usize::from(self.length)])
+    }
+}
+
+/// A cut may have split a character.
+fn text(bytes: &[u8]) -> &str {
+    match core::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or(""),
     }
 }
 

@@ -9,6 +9,7 @@
 #![no_main]
 
 mod acpi;
+mod apic;
 mod boot;
 mod clock;
 mod interrupts;
@@ -16,10 +17,13 @@ mod line;
 mod machine;
 mod memory;
 mod off;
+mod pci;
 mod port;
+mod random;
 mod serial;
 mod start;
 mod tasks;
+mod virtio;
 
 use machine::Machine;
 

@@ -160,6 +160,25 @@ impl Dma {
         fence(Ordering::Release);
     }
 
+    /// All of it as words.
+    ///
+    /// # Safety
+    /// No device may have any of it in flight, and the holder must drop the slice before that changes.
+    pub unsafe fn words(self) -> &'static mut [u64] {
+        // SAFETY: the arena gave this memory to the holder alone, aligned to more than a word and zeroed; the
+        // rest is the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(self.address as *mut u64, self.size / 8) }
+    }
+
+    /// All of it as bytes.
+    ///
+    /// # Safety
+    /// As for [`words`](Self::words).
+    pub unsafe fn bytes(self) -> &'static mut [u8] {
+        // SAFETY: as for `words`.
+        unsafe { core::slice::from_raw_parts_mut(self.address as *mut u8, self.size) }
+    }
+
     /// Fills all of it with one byte.
     pub fn fill(self, byte: u8) {
         // SAFETY: the memory is this holder's; see the type.

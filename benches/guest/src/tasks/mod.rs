@@ -1,6 +1,8 @@
 //! The tasks, by name, and their reports.
 
+mod disk;
 pub mod platform;
+mod sweep;
 
 use core::fmt::Write;
 
@@ -75,7 +77,21 @@ fn parse_number(text: &str) -> Outcome<u64> {
 /// A task: does its work and writes ` key=value` pairs.
 type Task = fn(&mut Machine, &Arguments, &mut Line) -> Outcome;
 
-const TASKS: &[(&str, Task)] = &[("mem", platform::memory)];
+const TASKS: &[(&str, Task)] = &[
+    ("blk-discard", disk::discard),
+    ("blk-indirect", disk::indirect),
+    ("blk-info", disk::info),
+    ("blk-oob", disk::out_of_bounds),
+    ("blk-poll", disk::poll),
+    ("blk-read-verify", disk::read_verify),
+    ("blk-ro", disk::read_only),
+    ("blk-sum", disk::sum),
+    ("blk-verify", disk::verify),
+    ("blk-zeroes", disk::zeroes),
+    ("mem", platform::memory),
+    ("msix-mask", disk::msix_mask),
+    ("reset-dev", disk::reset),
+];
 
 /// Runs the tasks of `run=` in order and reports each, then all.
 pub fn run(machine: &mut Machine) {
@@ -91,7 +107,10 @@ pub fn run(machine: &mut Machine) {
         let outcome = match TASKS.iter().find(|(name, _)| *name == arguments.name()) {
             Some((_, task)) => {
                 let mark = machine.memory.mark();
+                let options = machine.options;
+                options_of(machine, &arguments);
                 let outcome = task(machine, &arguments, &mut report);
+                machine.options = options;
                 machine.memory.release(mark);
                 outcome
             }
@@ -115,6 +134,16 @@ pub fn run(machine: &mut Machine) {
         index += 1;
     }
     say!("skerry-payload: done ok={ok} fail={fail}");
+}
+
+/// A task's own `wait=` and `event-idx=` come before the command line's.
+fn options_of(machine: &mut Machine, arguments: &Arguments) {
+    if let Some(wait) = arguments.value("wait") {
+        machine.options.poll = wait == "poll";
+    }
+    if let Some(event_idx) = arguments.value("event-idx") {
+        machine.options.event_idx = event_idx != "off";
+    }
 }
 
 /// Appends one ` key=value` to a report.
