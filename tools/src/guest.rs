@@ -28,6 +28,7 @@ const ROOT_TIME: &str = "1700000000";
 const MKE2FS: Need = Need {
     program: "mke2fs",
     package: "e2fsprogs",
+    major: None,
     why: "the guest's root file system",
 };
 

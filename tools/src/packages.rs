@@ -16,33 +16,82 @@ pub struct Need {
     pub program: &'static str,
     /// The Debian package to install when it is missing.
     pub package: &'static str,
+    /// The oldest major version that will do, where that matters: of the package, and of what `--version` says.
+    pub major: Option<u32>,
     /// What it is needed for, for the person who reads along.
     pub why: &'static str,
+}
+
+impl Need {
+    fn is_met(&self) -> bool {
+        in_path(self.program)
+            && self.major.is_none_or(|major| {
+                let said = command::read(Command::new(self.program).arg("--version"));
+                said.is_ok_and(|said| major_version(&said).is_some_and(|found| found >= major))
+            })
+    }
+
+    /// Whether a plan of apt's installs this package in a version that will do.
+    fn is_planned(&self, plan: &str) -> bool {
+        let Some(major) = self.major else { return true };
+        let start = format!("Inst {} ", self.package);
+        let versions = plan
+            .lines()
+            .filter_map(|line| line.strip_prefix(&start)?.split_once('('));
+        versions
+            .map(|(_, version)| version)
+            .any(|version| upstream_major(version).is_some_and(|found| found >= major))
+    }
+
+    fn shown(&self) -> String {
+        self.major.map_or_else(
+            || self.program.to_owned(),
+            |major| format!("{} {major} or later", self.program),
+        )
+    }
+}
+
+/// `QEMU emulator version 10.0.2 (…)` → 10.
+fn major_version(said: &str) -> Option<u32> {
+    let words = said.lines().next()?.split_whitespace();
+    words
+        .filter_map(|word| word.split_once('.'))
+        .find_map(|(major, _)| major.parse().ok())
+}
+
+/// `1:10.0.2+ds-2 …` → 10: what is before the first dot, without the epoch.
+fn upstream_major(version: &str) -> Option<u32> {
+    let version = version.split_once(':').map_or(version, |(_, rest)| rest);
+    version
+        .split(|character: char| !character.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
 }
 
 /// The file that holds the backports entry, so that it can be seen and removed.
 const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/skerry-backports.sources";
 
-/// Installs the programs that are missing, after saying which and why.
+/// Installs the programs that are missing or too old, after saying which and why.
 ///
 /// # Errors
 /// When apt cannot install them, or when there is no apt: the error names the packages.
 pub fn ensure(needs: &[Need]) -> Result<()> {
     let missing: Vec<Need> = needs
         .iter()
-        .filter(|need| !in_path(need.program))
+        .filter(|need| !need.is_met())
         .copied()
         .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    eprintln!("Missing on this host, to be installed with apt:");
+    eprintln!("Missing on this host (or too old), to be installed with apt:");
     for need in &missing {
         eprintln!("  {:<18} for {}", need.package, need.why);
     }
     let names: Vec<&str> = missing.iter().map(|need| need.package).collect();
     if !in_path("apt-get") {
-        let programs: Vec<&str> = missing.iter().map(|need| need.program).collect();
+        let programs: Vec<String> = missing.iter().map(Need::shown).collect();
         bail!(
             "this system has no apt-get: install {} (Debian's packages {}) with its own package tool",
             programs.join(", "),
@@ -50,17 +99,26 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         );
     }
     let step = Step::start(format!("Installing {}", names.join(" ")));
-    let release = choose_release(&names)?;
-    apt_get(&install_arguments(&names, release.as_deref()))?;
-    if let Some(need) = missing.iter().find(|need| !in_path(need.program)) {
+    install(&missing, &names)?;
+    if let Some(need) = missing.iter().find(|need| !need.is_met()) {
         bail!(
-            "{} is installed but brought no {} into PATH",
+            "{} is installed, but {} is still not in PATH",
             need.package,
-            need.program
+            need.shown()
         );
     }
     step.done("installed");
     Ok(())
+}
+
+fn install(needs: &[Need], names: &[&str]) -> Result<()> {
+    let release = choose_release(needs, names)?;
+    apt_get(&install_arguments(names, release.as_deref())).or_else(|error| {
+        // Lists older than the archive name versions that are gone.
+        refresh_lists().with_context(|| format!("after: {error:#}"))?;
+        let release = choose_release(needs, names)?;
+        apt_get(&install_arguments(names, release.as_deref()))
+    })
 }
 
 /// Refreshes apt's lists, at most once in this process.
@@ -89,38 +147,39 @@ pub fn in_path(program: &str) -> bool {
 }
 
 /// `None` when the system's own release can install the packages, else the name of the backports suite, made available.
-fn choose_release(names: &[&str]) -> Result<Option<String>> {
-    if installable(names, None)? {
+fn choose_release(needs: &[Need], names: &[&str]) -> Result<Option<String>> {
+    if installable(needs, names, None)? {
         return Ok(None);
     }
     refresh_lists()?;
-    if installable(names, None)? {
+    if installable(needs, names, None)? {
         return Ok(None);
     }
     let backports = format!("{}-backports", codename()?);
-    if installable(names, Some(&backports))? {
-        return Ok(Some(backports));
+    if !installable(needs, names, Some(&backports))? {
+        enable_backports()?;
     }
-    enable_backports()?;
-    if installable(names, Some(&backports))? {
-        return Ok(Some(backports));
+    if !installable(needs, names, Some(&backports))? {
+        let said = command::read(apt_simulation(names, Some(&backports)).env("LC_ALL", "C"));
+        let said = said.map_or_else(
+            |error| format!("{error:#}"),
+            |plan| format!("apt's plan:\n{plan}"),
+        );
+        let wanted: Vec<String> = needs.iter().map(Need::shown).collect();
+        bail!(
+            "apt offers no suitable {} here, nor in {backports}: install it by hand; {said}",
+            wanted.join(", ")
+        );
     }
-    // Let apt itself say what is wrong.
-    let said = command::read(apt_simulation(names, Some(&backports)).env("LC_ALL", "C"));
-    said.with_context(|| {
-        format!(
-            "apt can install {} neither from this release nor from {backports}",
-            names.join(" ")
-        )
-    })?;
     Ok(Some(backports))
 }
 
-/// Whether apt could install the packages without removing anything.
-fn installable(names: &[&str], release: Option<&str>) -> Result<bool> {
+/// Whether apt could install the packages, new enough and without removing anything.
+fn installable(needs: &[Need], names: &[&str], release: Option<&str>) -> Result<bool> {
     let output = command::output(apt_simulation(names, release).env("LC_ALL", "C"))?;
     let plan = String::from_utf8_lossy(&output.stdout);
-    Ok(output.status.success() && !plan.lines().any(|line| line.starts_with("Remv ")))
+    let removes = plan.lines().any(|line| line.starts_with("Remv "));
+    Ok(output.status.success() && !removes && needs.iter().all(|need| need.is_planned(&plan)))
 }
 
 fn apt_simulation(names: &[&str], release: Option<&str>) -> Command {
@@ -210,4 +269,42 @@ fn as_root(program: &str, arguments: &[&OsStr]) -> Result<()> {
         );
     };
     command::read(command.args(arguments)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEED: Need = Need {
+        program: "qemu",
+        package: "qemu-system-x86",
+        major: Some(9),
+        why: "a test",
+    };
+
+    #[test]
+    fn a_plan_with_an_old_version_will_not_do() {
+        assert!(!NEED.is_planned("Inst qemu-system-x86 (1:7.2+dfsg-7 Debian:12 [amd64])\n"));
+        assert!(
+            NEED.is_planned(
+                "Inst qemu-system-x86 [1:7.2] (1:10.0.2+ds-2 Debian Backports [amd64])\n"
+            )
+        );
+    }
+
+    #[test]
+    fn a_plan_for_another_package_will_not_do() {
+        assert!(!NEED.is_planned(
+            "Inst qemu-system-x86-64 (1:10.0 Debian [amd64])\nConf qemu-system-x86 (1:10.0)\n"
+        ));
+    }
+
+    #[test]
+    fn what_a_program_says_about_its_version_is_understood() {
+        assert_eq!(
+            major_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright"),
+            Some(10)
+        );
+        assert_eq!(major_version("no version"), None);
+    }
 }

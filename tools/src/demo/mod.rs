@@ -17,11 +17,13 @@ const NEEDS: [Need; 2] = [
     Need {
         program: "ip",
         package: "iproute2",
+        major: None,
         why: "the guest's network interface (tap) on this host",
     },
     Need {
         program: "ping",
         package: "iputils-ping",
+        major: None,
         why: "reaching the guest over it",
     },
 ];

@@ -28,6 +28,8 @@ const EDITION: u32 = 1;
 const QEMU: Need = Need {
     program: "qemu-system-x86_64",
     package: "qemu-system-x86",
+    // The first whose TCG has x2APIC, which the IOMMU's interrupt remapping (eim) relies on.
+    major: Some(9),
     why: "the lab (it emulates a machine whose KVM can run Linux)",
 };
 
