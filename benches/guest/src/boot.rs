@@ -348,6 +348,65 @@ service_print:
     magic = const SERVICE_MAGIC,
 );
 
+// Application processors: from real mode to long mode, one at a time; each leaves its APIC ID and halts.
+global_asm!(
+    r#"
+    .section .rodata.trampoline, "a"
+    .global trampoline
+    .global trampoline_end
+    .code16
+trampoline:
+    .byte 0x2e, 0x66, 0x0f, 0x01, 0x16      # lgdt cs:[gdt copy], 32-bit base
+    .word trampoline_gdt - trampoline
+    mov eax, 1
+    mov cr0, eax
+    .byte 0x66, 0xea                # ljmp 0x38:processor_start
+    .long processor_start
+    .word 0x38
+trampoline_gdt:
+    .word gdt_end - gdt - 1
+    .long gdt
+trampoline_end:
+
+    .section .boot.text, "ax"
+    .code32
+processor_start:
+    mov eax, 0x620
+    mov cr4, eax
+    mov eax, offset pml4
+    mov cr3, eax
+    mov ecx, 0xc0000080
+    mov eax, 0x100
+    xor edx, edx
+    wrmsr
+    mov eax, 0x80000033
+    mov cr0, eax
+    .byte 0xea
+    .long processor_long
+    .word 0x08
+    .code64
+processor_long:
+    mov eax, 1
+    cpuid
+    shr ebx, 24
+    mov [rip + processor_id], ebx
+    inc dword ptr [rip + processors_started]
+1:
+    cli
+    hlt
+    jmp 1b
+
+    .section .bss
+    .balign 4
+    .global processor_id
+processor_id:
+    .skip 4
+    .global processors_started
+processors_started:
+    .skip 4
+    "#
+);
+
 // What the compiler calls for moving memory; string instructions are native in ring 3.
 global_asm!(
     r#"
@@ -414,6 +473,14 @@ unsafe extern "C" {
     pub static service_stubs: u8;
     /// Vector, error code, RIP, RSP and CR2 of the exception that ended the program.
     pub static exception_record: [u64; 5];
+    /// Real-mode code that application processors start with, to be copied to a page below 1 MiB.
+    pub static trampoline: u8;
+    /// Its end.
+    pub static trampoline_end: u8;
+    /// APIC ID of the processor that started last, by its own CPUID.
+    pub static processor_id: core::sync::atomic::AtomicU32;
+    /// How many application processors have started, ever.
+    pub static processors_started: core::sync::atomic::AtomicU32;
     /// End of the payload's image, stacks included.
     pub static payload_end: u8;
 }

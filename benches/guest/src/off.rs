@@ -30,7 +30,7 @@ pub fn end(machine: &mut Machine) -> ! {
             interrupts::halt()
         }
         b"wait-power-button" => crate::tasks::platform::wait_for_power_button(machine, None)
-            .and_then(|()| power_off(machine)),
+            .and_then(|_| power_off(machine)),
         _ => power_off(machine),
     };
     if let Err(failure) = outcome {

@@ -1,5 +1,6 @@
 //! The tasks, by name, and their reports.
 
+mod bus;
 mod disk;
 pub mod platform;
 mod sweep;
@@ -88,9 +89,20 @@ const TASKS: &[(&str, Task)] = &[
     ("blk-sum", disk::sum),
     ("blk-verify", disk::verify),
     ("blk-zeroes", disk::zeroes),
+    ("cpus", platform::processors),
+    ("heartbeat", platform::heartbeat),
     ("mem", platform::memory),
     ("msix-mask", disk::msix_mask),
+    ("pci", bus::pci),
     ("reset-dev", disk::reset),
+    ("rtc", platform::rtc),
+    ("serial-echo", platform::serial_echo),
+    ("serial-irq", platform::serial_interrupt),
+    ("spin", platform::spin),
+    ("ticker", platform::ticker),
+    ("timer", platform::timer),
+    ("tsc", platform::tsc),
+    ("wait-power-button", platform::power_button),
 ];
 
 /// Runs the tasks of `run=` in order and reports each, then all.

@@ -10,7 +10,8 @@ use crate::pci::Function;
 const VENDOR: u16 = 0x1af4;
 const MODERN: u16 = 0x1040;
 const TRANSITIONAL: core::ops::RangeInclusive<u16> = 0x1000..=0x103f;
-const CAPABILITY_VENDOR: u8 = 0x09;
+/// The vendor capability, by which virtio describes its areas.
+pub const CAPABILITY_VENDOR: u8 = 0x09;
 const NO_VECTOR: u16 = 0xffff;
 
 const COMMON: u8 = 1;
