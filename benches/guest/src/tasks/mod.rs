@@ -2,7 +2,11 @@
 
 mod bus;
 mod disk;
+mod frame;
+mod network;
 pub mod platform;
+mod sockets;
+mod streams;
 mod sweep;
 
 use core::fmt::Write;
@@ -89,12 +93,19 @@ const TASKS: &[(&str, Task)] = &[
     ("blk-sum", disk::sum),
     ("blk-verify", disk::verify),
     ("blk-zeroes", disk::zeroes),
+    ("console-echo", streams::console_echo),
+    ("console-write", streams::console_write),
     ("cpus", platform::processors),
     ("heartbeat", platform::heartbeat),
     ("mem", platform::memory),
     ("msix-mask", disk::msix_mask),
+    ("net-arp", network::ping),
+    ("net-info", network::info),
+    ("net-ping", network::ping),
+    ("net-respond", network::respond),
     ("pci", bus::pci),
     ("reset-dev", disk::reset),
+    ("rng", streams::rng),
     ("rtc", platform::rtc),
     ("serial-echo", platform::serial_echo),
     ("serial-irq", platform::serial_interrupt),
@@ -102,6 +113,8 @@ const TASKS: &[(&str, Task)] = &[
     ("ticker", platform::ticker),
     ("timer", platform::timer),
     ("tsc", platform::tsc),
+    ("vsock-connect", sockets::connect),
+    ("vsock-listen", sockets::listen),
     ("wait-power-button", platform::power_button),
 ];
 

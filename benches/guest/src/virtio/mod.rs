@@ -2,8 +2,10 @@
 
 pub mod blk;
 pub mod mmio;
+pub mod net;
 pub mod pci;
 pub mod queue;
+pub mod vsock;
 
 use crate::apic::Trigger;
 use crate::clock::Clock;
