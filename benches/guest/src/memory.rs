@@ -1,5 +1,6 @@
 //! Physical memory: the page tables that ring 3 extends by itself, MMIO windows, and RAM for devices to use.
 
+use core::arch::asm;
 use core::sync::atomic::{Ordering, fence};
 
 use crate::boot;
@@ -62,6 +63,36 @@ impl Mmio {
     mmio_access!(read8, write8, u8);
     mmio_access!(read16, write16, u16);
     mmio_access!(read32, write32, u32);
+
+    /// Reads 1, 2, 4 or 8 bytes at any offset, aligned or not.
+    pub fn read_any(self, offset: u64, bytes: u64) -> u64 {
+        let at = self.at(offset, bytes as usize);
+        let value: u64;
+        // SAFETY: `at` has checked the bounds. Assembly, because Rust's pointers must be aligned.
+        unsafe {
+            match bytes {
+                1 => asm!("movzx {v:e}, byte ptr [{at}]", at = in(reg) at, v = out(reg) value),
+                2 => asm!("movzx {v:e}, word ptr [{at}]", at = in(reg) at, v = out(reg) value),
+                4 => asm!("mov {v:e}, [{at}]", at = in(reg) at, v = out(reg) value),
+                _ => asm!("mov {v}, [{at}]", at = in(reg) at, v = out(reg) value),
+            }
+        }
+        value
+    }
+
+    /// Writes 1, 2, 4 or 8 bytes at any offset, aligned or not.
+    pub fn write_any(self, offset: u64, bytes: u64, value: u64) {
+        let at = self.at(offset, bytes as usize);
+        // SAFETY: `at` has checked the bounds, and it isn't RAM. Assembly, because Rust's pointers must be aligned.
+        unsafe {
+            match bytes {
+                1 => asm!("mov [{at}], {v}", at = in(reg) at, v = in(reg_byte) value as u8),
+                2 => asm!("mov [{at}], {v:x}", at = in(reg) at, v = in(reg) value),
+                4 => asm!("mov [{at}], {v:e}", at = in(reg) at, v = in(reg) value),
+                _ => asm!("mov [{at}], {v}", at = in(reg) at, v = in(reg) value),
+            }
+        }
+    }
 
     /// Bytes in this stretch.
     pub fn size(self) -> u64 {

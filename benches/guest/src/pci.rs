@@ -112,6 +112,17 @@ impl Space {
         }
     }
 
+    /// Writes one byte.
+    pub fn write8(self, address: Address, register: u16, value: u8) {
+        match self {
+            Space::Ecam(memory) => memory.write8(Self::offset(address, register), value),
+            Space::Ports => {
+                Self::select(address, register);
+                port::write8(DATA_PORT + (register & 3), value);
+            }
+        }
+    }
+
     /// Writes an aligned word.
     pub fn write16(self, address: Address, register: u16, value: u16) {
         match self {

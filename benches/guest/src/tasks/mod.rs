@@ -3,6 +3,8 @@
 mod bus;
 mod disk;
 mod frame;
+mod fuzz_queue;
+mod fuzz_registers;
 mod network;
 pub mod platform;
 mod sockets;
@@ -96,6 +98,10 @@ const TASKS: &[(&str, Task)] = &[
     ("console-echo", streams::console_echo),
     ("console-write", streams::console_write),
     ("cpus", platform::processors),
+    ("fuzz-config", fuzz_registers::registers),
+    ("fuzz-pci", fuzz_registers::pci),
+    ("fuzz-pio", fuzz_registers::ports),
+    ("fuzz-queue", fuzz_queue::queues),
     ("heartbeat", platform::heartbeat),
     ("mem", platform::memory),
     ("msix-mask", disk::msix_mask),

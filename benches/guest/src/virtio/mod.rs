@@ -325,6 +325,11 @@ impl Device {
         }
     }
 
+    /// True when the device has given up.
+    pub fn needs_reset(&self) -> bool {
+        self.transport.status() & status::NEEDS_RESET != 0
+    }
+
     /// Resets the device, whatever is in flight.
     pub fn reset(&self) -> Outcome {
         self.transport.reset(self.clock)

@@ -2,7 +2,7 @@
 //!
 //! Adding and taking are separate, so that a task can keep as many chains in flight as it likes.
 
-use core::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+use core::sync::atomic::{AtomicU16, Ordering, fence};
 
 use crate::clock::Deadline;
 use crate::failure;
@@ -115,11 +115,6 @@ impl Rings {
     pub fn used(&self) -> u64 {
         self.memory.address() + Self::used_offset(self.size) as u64
     }
-
-    /// The memory of all three, for tasks that put garbage there.
-    pub fn memory(&self) -> Dma {
-        self.memory
-    }
 }
 
 /// A chain that the device has used.
@@ -191,6 +186,16 @@ impl Queue {
                 .store(NO_INTERRUPT, Ordering::Relaxed);
         }
         queue
+    }
+
+    /// The memory of its rings, for tasks that put garbage there.
+    pub fn memory(&self) -> Dma {
+        self.rings.memory
+    }
+
+    /// Where the available ring starts in that memory.
+    pub fn available_offset(&self) -> usize {
+        Rings::available_offset(self.rings.size)
     }
 
     /// Number of descriptors.
@@ -535,7 +540,7 @@ pub fn wait_any<'a>(
     }
 }
 
-/// The interrupt counter of a vector as an atomic, for waits outside of queues.
+/// Waits for an interrupt outside of queues.
 pub fn wait_for_count(vector: Vector, before: u32, deadline: Deadline) -> Outcome {
     while vector.count() == before {
         if deadline.passed() {
@@ -543,17 +548,6 @@ pub fn wait_for_count(vector: Vector, before: u32, deadline: Deadline) -> Outcom
                 "timeout-without-interrupt vector={:#x}",
                 vector.number()
             ));
-        }
-        core::hint::spin_loop();
-    }
-    Ok(())
-}
-
-/// A word that another processor bumps.
-pub fn wait_for_value(word: &AtomicU32, value: u32, deadline: Deadline) -> Outcome {
-    while word.load(Ordering::Acquire) != value {
-        if deadline.passed() {
-            return Err(failure!("timeout value={}", word.load(Ordering::Acquire)));
         }
         core::hint::spin_loop();
     }
