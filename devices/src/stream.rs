@@ -198,45 +198,33 @@ impl Source for Drain {
     }
 }
 
-/// What takes input: how many of the bytes it took. 0 means it is full, and is asked again when
-/// [`Input::resume`] is called.
+/// What takes input: how many of the bytes it took. When it did not take all, it is asked again
+/// after it has rung the doorbell that it was started with.
 pub type Sink = Box<dyn FnMut(&[u8]) -> usize + Send>;
 
 /// The reading end: a worker reads a descriptor and hands the bytes to a sink.
 pub struct Input {
     worker: WorkerHandle,
     id: SourceId,
-    kick: Arc<EventFd>,
     done: Receiver<()>,
 }
 
 impl Input {
-    /// Everything read from `fd` goes to `sink`.
-    pub fn start(fd: OwnedFd, sink: Sink, worker: &WorkerHandle) -> io::Result<Input> {
-        let kick = Arc::new(EventFd::new(0)?);
+    /// Everything read from `fd` goes to `sink`, which rings `resume` when it has room again.
+    pub fn start(fd: OwnedFd, sink: Sink, resume: Arc<EventFd>, worker: &WorkerHandle) -> Input {
         let (home, done) = sync_channel(1);
         let id = worker.attach(Box::new(Feed {
             fd,
             sink,
             kick: KickWait::default(),
-            resume: kick.clone(),
+            resume,
             wait: FdWait::default(),
             pending: Vec::with_capacity(64),
             stopping: false,
             ended: false,
             home,
         }));
-        Ok(Input {
-            worker: worker.clone(),
-            id,
-            kick,
-            done,
-        })
-    }
-
-    /// The eventfd that tells the worker that the sink has room again.
-    pub fn resume(&self) -> Arc<EventFd> {
-        self.kick.clone()
+        Input { worker: worker.clone(), id, done }
     }
 }
 

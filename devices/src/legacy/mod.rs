@@ -1,1 +1,15 @@
+//! The few devices of a PC that Linux still looks for, and the registers of hardware-reduced ACPI.
 
+mod acpi;
+mod i8042;
+mod ioapic;
+mod pvpanic;
+mod rtc;
+mod serial;
+
+pub use acpi::{AcpiEvents, AcpiRegisters};
+pub use i8042::I8042;
+pub use ioapic::{IoApic, IoApicPin, PINS};
+pub use pvpanic::PvPanic;
+pub use rtc::Rtc;
+pub use serial::Serial;

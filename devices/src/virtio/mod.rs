@@ -87,10 +87,9 @@ pub trait VirtioDevice: Send {
     fn queue_sizes(&self) -> &[u16];
     /// Offered feature bits.
     fn features(&self) -> u64;
-    /// Reads the device's configuration; what lies beyond it reads as 0.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
-    /// Writes the device's configuration. Most of it is read-only: such writes are dropped.
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The device's configuration space, as its specification lays it out. It is read when the
+    /// device is made and after [`Notify::config_changed`]; the guest cannot write it.
+    fn config(&self) -> Vec<u8>;
     /// Runs a queue on a worker.
     fn start_queue(&mut self, index: QueueIndex, start: QueueStart) -> Result<(), StartError>;
     /// Stops a queue, waits until nothing of it is in flight, and returns where it stood. None if
@@ -119,14 +118,4 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
-}
-
-/// Copies the part of `config` that starts at `offset` into `data`, with 0 beyond its end.
-pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
-    data.fill(0);
-    let start = usize::try_from(offset)
-        .unwrap_or(usize::MAX)
-        .min(config.len());
-    let n = data.len().min(config.len() - start);
-    data[..n].copy_from_slice(&config[start..start + n]);
 }

@@ -1,1 +1,439 @@
+//! The PCI transport (virtio 1.3 §4.1): modern devices only, one BAR, MSI-X.
+//!
+//! vCPUs come in through configuration space and the BAR; they only read and set registers, ring
+//! doorbells, and hand out [`Action`]s. The machine's thread carries those out here: it alone
+//! starts and stops queues.
 
+mod registers;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::features;
+use super::queue::QueueState;
+use super::{Notify, QueueStart, VirtioDevice};
+use crate::bus::{Action, BusDevice, Slot};
+use crate::irq::MsiSource;
+use crate::memory::GuestRam;
+use crate::pci::{Bar, ConfigSpace, Identity, Msix, MsixVector, PciFunction};
+use crate::worker::WorkerHandle;
+use registers::Registers;
+
+/// Size of the BAR.
+pub const BAR_SIZE: u64 = 0x8000;
+const COMMON: u64 = 0x0000;
+const ISR: u64 = 0x1000;
+const DEVICE: u64 = 0x2000;
+const NOTIFY: u64 = 0x3000;
+const MSIX_TABLE: u64 = 0x4000;
+const MSIX_PBA: u64 = 0x6000;
+const PAGE: u64 = 0x1000;
+const COMMON_LEN: u64 = 0x38;
+/// Bytes between two queues' doorbells.
+const NOTIFY_MULTIPLIER: u64 = 4;
+
+const NO_VECTOR: u16 = 0xffff;
+
+/// Where a device's queues are between the driver's DRIVER_OK and its reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The driver has not said DRIVER_OK.
+    Idle,
+    /// It has, and the queues run or are about to.
+    Active,
+    /// They were stopped by a pause and go on where they were.
+    Paused,
+    /// The driver asked for a reset that is not over yet.
+    Resetting,
+}
+
+/// What workers share with the transport.
+struct Shared {
+    name: String,
+    registers: Mutex<Registers>,
+    isr: AtomicU8,
+    msix: Msix,
+    config_vector: AtomicU16,
+}
+
+impl Shared {
+    fn fire(&self, vector: &AtomicU16) {
+        let vector: Option<Arc<MsixVector>> = self.msix.vector(vector.load(Ordering::Relaxed));
+        if let Some(vector) = vector {
+            vector.fire();
+        }
+    }
+}
+
+/// One queue's way to its driver.
+struct QueueNotify {
+    shared: Arc<Shared>,
+    vector: Arc<AtomicU16>,
+}
+
+impl Notify for QueueNotify {
+    fn used(&self) {
+        self.shared.isr.fetch_or(1, Ordering::Relaxed);
+        self.shared.fire(&self.vector);
+    }
+
+    fn config_changed(&self) {
+        self.shared.isr.fetch_or(2, Ordering::Relaxed);
+        let mut registers = self.shared.registers.lock();
+        registers.config_generation = registers.config_generation.wrapping_add(1);
+        drop(registers);
+        self.shared.fire(&self.shared.config_vector);
+    }
+
+    fn needs_reset(&self, why: &str) {
+        log::error!("{}: the guest's driver broke the device: {why}", self.shared.name);
+        self.shared.registers.lock().status |= features::STATUS_NEEDS_RESET;
+        self.config_changed();
+    }
+}
+
+/// A virtio device in a PCI slot.
+pub struct VirtioPci {
+    slot: Slot,
+    shared: Arc<Shared>,
+    config: Mutex<PciConfig>,
+    device_config: ArcSwap<Vec<u8>>,
+    /// Locked by the machine's thread alone, since it waits under it.
+    device: Mutex<Box<dyn VirtioDevice>>,
+    kicks: Vec<Arc<EventFd>>,
+    vectors: Vec<Arc<AtomicU16>>,
+    memory: GuestRam,
+}
+
+struct PciConfig {
+    space: ConfigSpace,
+    msix_capability: u16,
+    window_capability: u16,
+}
+
+impl VirtioPci {
+    /// Puts `device` behind a PCI function whose BAR is at `bar`.
+    pub fn new(
+        name: &str,
+        slot: Slot,
+        device: Box<dyn VirtioDevice>,
+        bar: u64,
+        memory: GuestRam,
+        msi: Arc<dyn MsiSource>,
+    ) -> std::io::Result<VirtioPci> {
+        let queues = device.queue_sizes().len() as u16;
+        let vectors = queues + 1;
+        let (space, msix_capability, window_capability) = configuration(&*device, bar, vectors);
+        let shared = Shared {
+            name: name.to_owned(),
+            registers: Mutex::new(Registers::new(device.features(), device.queue_sizes())),
+            isr: AtomicU8::new(0),
+            msix: Msix::new(vectors, msi),
+            config_vector: AtomicU16::new(NO_VECTOR),
+        };
+        Ok(VirtioPci {
+            slot,
+            shared: Arc::new(shared),
+            config: Mutex::new(PciConfig { space, msix_capability, window_capability }),
+            device_config: ArcSwap::from_pointee(device.config()),
+            kicks: (0..queues).map(|_| Ok(Arc::new(EventFd::new(0)?))).collect::<std::io::Result<_>>()?,
+            vectors: (0..queues).map(|_| Arc::new(AtomicU16::new(NO_VECTOR))).collect(),
+            device: Mutex::new(device),
+            memory,
+        })
+    }
+
+    /// The device's name, for messages and counters.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Where the BAR is, if it is decoded.
+    pub fn bar(&self) -> Option<Bar> {
+        self.config.lock().space.bar()
+    }
+
+    /// The queues' doorbells: offsets in the BAR, and the eventfds they ring.
+    pub fn doorbells(&self) -> impl Iterator<Item = (u64, &EventFd)> {
+        self.kicks.iter().enumerate().map(|(i, kick)| (NOTIFY + NOTIFY_MULTIPLIER * i as u64, &**kick))
+    }
+
+    /// What the device counted.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.device.lock().counters()
+    }
+
+    /// Carries out [`Action::Activate`]: runs the queues that the driver enabled.
+    pub fn activate(&self, worker: &WorkerHandle) {
+        if self.shared.registers.lock().phase == Phase::Active {
+            self.start(worker);
+        }
+    }
+
+    /// Carries out [`Action::Reset`]: stops the queues and shows the driver a fresh device.
+    pub fn reset(&self) {
+        self.stop();
+        self.device.lock().reset();
+        self.shared.msix.reset();
+        self.shared.isr.store(0, Ordering::Relaxed);
+        self.shared.config_vector.store(NO_VECTOR, Ordering::Relaxed);
+        for vector in &self.vectors {
+            vector.store(NO_VECTOR, Ordering::Relaxed);
+        }
+        self.shared.registers.lock().reset();
+    }
+
+    /// Stops the queues where they are, with nothing in flight.
+    pub fn pause(&self) {
+        let active = {
+            let mut registers = self.shared.registers.lock();
+            let active = registers.phase == Phase::Active;
+            if active {
+                registers.phase = Phase::Paused;
+            }
+            active
+        };
+        if active {
+            self.stop();
+        }
+    }
+
+    /// Goes on after [`pause`](Self::pause).
+    pub fn resume(&self, worker: &WorkerHandle) {
+        let paused = {
+            let mut registers = self.shared.registers.lock();
+            let paused = registers.phase == Phase::Paused;
+            if paused {
+                registers.phase = Phase::Active;
+            }
+            paused
+        };
+        if paused {
+            self.start(worker);
+        }
+    }
+
+    fn start(&self, worker: &WorkerHandle) {
+        let (negotiated, states) = {
+            let registers = self.shared.registers.lock();
+            (registers.driver_features, registers.enabled_queues())
+        };
+        let mut device = self.device.lock();
+        for (index, state) in states {
+            let notify = QueueNotify { shared: self.shared.clone(), vector: self.vectors[usize::from(index)].clone() };
+            let start = QueueStart {
+                state,
+                features: negotiated,
+                memory: self.memory.clone(),
+                kick: self.kicks[usize::from(index)].clone(),
+                notify: Arc::new(notify),
+                worker: worker.clone(),
+            };
+            let notify = start.notify.clone();
+            if let Err(e) = device.start_queue(index, start) {
+                notify.needs_reset(&format!("queue {index} cannot start: {e}"));
+            }
+        }
+    }
+
+    fn stop(&self) {
+        let mut device = self.device.lock();
+        for index in 0..self.kicks.len() as u16 {
+            if let Some(state) = device.stop_queue(index) {
+                self.shared.registers.lock().save(index, state);
+            }
+        }
+    }
+
+    fn write_status(&self, value: u8) -> Action {
+        let mut registers = self.shared.registers.lock();
+        if value == 0 {
+            return match registers.phase {
+                Phase::Idle => {
+                    drop(registers);
+                    self.forget_vectors();
+                    self.shared.registers.lock().reset();
+                    Action::None
+                }
+                Phase::Resetting => Action::None,
+                Phase::Active | Phase::Paused => {
+                    registers.phase = Phase::Resetting;
+                    Action::Reset(self.slot)
+                }
+            };
+        }
+        if registers.set_status(value) { Action::Activate(self.slot) } else { Action::None }
+    }
+
+    fn forget_vectors(&self) {
+        self.shared.config_vector.store(NO_VECTOR, Ordering::Relaxed);
+        for vector in &self.vectors {
+            vector.store(NO_VECTOR, Ordering::Relaxed);
+        }
+    }
+
+    fn common_read(&self, offset: u64, size: u8) -> u64 {
+        use registers::offsets::*;
+        let value = match offset {
+            CONFIG_MSIX_VECTOR => self.shared.config_vector.load(Ordering::Relaxed).into(),
+            QUEUE_MSIX_VECTOR => {
+                let select = self.shared.registers.lock().queue_select;
+                let vector = self.vectors.get(usize::from(select));
+                vector.map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed)).into()
+            }
+            _ => self.shared.registers.lock().read(offset, size),
+        };
+        value & registers::mask(size)
+    }
+
+    fn common_write(&self, offset: u64, size: u8, value: u64) -> Action {
+        use registers::offsets::*;
+        let vector = |value: u64| {
+            let value = value as u16;
+            // A vector that does not exist is refused by showing none (virtio 1.3 §4.1.5.1.2).
+            if value < self.shared.msix.len() { value } else { NO_VECTOR }
+        };
+        match offset {
+            DEVICE_STATUS if size == 1 => return self.write_status(value as u8),
+            CONFIG_MSIX_VECTOR => self.shared.config_vector.store(vector(value), Ordering::Relaxed),
+            QUEUE_MSIX_VECTOR => {
+                let select = self.shared.registers.lock().queue_select;
+                if let Some(v) = self.vectors.get(usize::from(select)) {
+                    v.store(vector(value), Ordering::Relaxed);
+                }
+            }
+            _ => self.shared.registers.lock().write(offset, size, value),
+        }
+        Action::None
+    }
+
+    /// The window into the BAR in configuration space (VIRTIO_PCI_CAP_PCI_CFG, §4.1.4.9): which
+    /// access its fields describe, if `offset` is its data.
+    fn window(&self, config: &PciConfig, offset: u16) -> Option<(u64, u8)> {
+        let at = config.window_capability;
+        if offset != at + 16 || config.space.read(at + 4, 1) != 0 {
+            return None;
+        }
+        let len = config.space.read(at + 12, 4);
+        let target = config.space.read(at + 8, 4);
+        matches!(len, 1 | 2 | 4).then_some((target.into(), len as u8))
+    }
+}
+
+/// The function's configuration space, and where its MSI-X and window capabilities are.
+fn configuration(device: &dyn VirtioDevice, bar: u64, vectors: u16) -> (ConfigSpace, u16, u16) {
+    let kind = device.device_type();
+    let class = match kind {
+        1 => 0x02_0000,
+        2 => 0x01_8000,
+        3 => 0x07_8000,
+        _ => 0xff_0000,
+    };
+    let mut space = ConfigSpace::new(Identity {
+        vendor: 0x1af4,
+        device: 0x1040 + kind,
+        revision: 1,
+        class,
+        subsystem: 0x40 + kind,
+    });
+    space.set_bar(bar, BAR_SIZE);
+    // struct virtio_pci_cap: id, next, len, type, bar, id, padding, offset, length.
+    let capability = |kind: u8, offset: u64, len: u64, extra: &[u8]| {
+        let mut body = vec![16 + extra.len() as u8, kind, 0, 0, 0, 0];
+        body.extend((offset as u32).to_le_bytes());
+        body.extend((len as u32).to_le_bytes());
+        body.extend(extra);
+        body
+    };
+    const VENDOR: u8 = 0x09;
+    space.add_capability(VENDOR, &capability(1, COMMON, COMMON_LEN, &[]), &[]);
+    let multiplier = (NOTIFY_MULTIPLIER as u32).to_le_bytes();
+    space.add_capability(VENDOR, &capability(2, NOTIFY, PAGE, &multiplier), &[]);
+    space.add_capability(VENDOR, &capability(3, ISR, 1, &[]), &[]);
+    let config_len = device.config().len() as u64;
+    if config_len > 0 {
+        space.add_capability(VENDOR, &capability(4, DEVICE, config_len, &[]), &[]);
+    }
+    let mut writable = [0xff; 18];
+    writable[..2].fill(0);
+    writable[3..6].fill(0);
+    let window = space.add_capability(VENDOR, &capability(5, 0, 0, &[0; 4]), &writable);
+    let mut body = Vec::from((vectors - 1).to_le_bytes());
+    body.extend((MSIX_TABLE as u32).to_le_bytes());
+    body.extend((MSIX_PBA as u32).to_le_bytes());
+    let msix = space.add_capability(0x11, &body, &[0, 0xc0]);
+    (space, msix, window)
+}
+
+impl PciFunction for VirtioPci {
+    fn config_read(&self, offset: u16, size: u8) -> u32 {
+        let config = self.config.lock();
+        match self.window(&config, offset) {
+            Some((target, len)) => {
+                drop(config);
+                self.read(target, len) as u32
+            }
+            None => config.space.read(offset, size),
+        }
+    }
+
+    fn config_write(&self, offset: u16, size: u8, value: u32) -> Action {
+        let mut config = self.config.lock();
+        if let Some((target, len)) = self.window(&config, offset) {
+            drop(config);
+            return self.write(target, len, u64::from(value) & registers::mask(len));
+        }
+        let before = config.space.bar();
+        config.space.write(offset, size, value);
+        let control = config.msix_capability + 2;
+        if (offset..offset.saturating_add(size.into())).contains(&(control + 1)) {
+            let control = config.space.read(control, 2) as u16;
+            self.shared.msix.set_control(control);
+        }
+        if before == config.space.bar() { Action::None } else { Action::ChangeLayout(self.slot) }
+    }
+}
+
+impl BusDevice for VirtioPci {
+    fn read(&self, offset: u64, size: u8) -> u64 {
+        match offset {
+            COMMON..ISR => self.common_read(offset - COMMON, size),
+            // Reading acknowledges (§4.1.4.5).
+            ISR => self.shared.isr.swap(0, Ordering::Relaxed).into(),
+            DEVICE..NOTIFY => {
+                let config = self.device_config.load();
+                let mut value = [0; 8];
+                let rest = config.get((offset - DEVICE) as usize..).unwrap_or_default();
+                let n = rest.len().min(size.min(8).into());
+                value[..n].copy_from_slice(&rest[..n]);
+                u64::from_le_bytes(value)
+            }
+            MSIX_TABLE..MSIX_PBA => self.shared.msix.table_read(offset - MSIX_TABLE, size),
+            MSIX_PBA..BAR_SIZE => self.shared.msix.pending_read(offset - MSIX_PBA, size),
+            _ => 0,
+        }
+    }
+
+    fn write(&self, offset: u64, size: u8, value: u64) -> Action {
+        match offset {
+            COMMON..ISR => return self.common_write(offset - COMMON, size, value),
+            // Usually the hypervisor's ioeventfd takes these.
+            NOTIFY..MSIX_TABLE => {
+                if let Some(kick) = self.kicks.get(((offset - NOTIFY) / NOTIFY_MULTIPLIER) as usize) {
+                    let _ = kick.write(1);
+                }
+            }
+            MSIX_TABLE..MSIX_PBA => self.shared.msix.table_write(offset - MSIX_TABLE, size, value),
+            _ => {}
+        }
+        Action::None
+    }
+}
+
+#[cfg(test)]
+#[path = "transport_test.rs"]
+mod tests;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::features;
 use super::queue::QueueState;
 use super::running::Running;
-use super::{QueueIndex, QueueStart, StartError, VirtioDevice, read_config_bytes};
+use super::{QueueIndex, QueueStart, StartError, VirtioDevice};
 pub use disk::{Disk, DiskError, DiskOptions, SECTOR};
 use source::{BlkCounters, BlkSource};
 
@@ -102,8 +102,8 @@ impl VirtioDevice for Blk {
         bits
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.config.to_vec()
     }
 
     fn start_queue(&mut self, index: QueueIndex, start: QueueStart) -> Result<(), StartError> {

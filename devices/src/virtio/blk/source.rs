@@ -384,7 +384,7 @@ struct Bounce(Vec<Page>, usize);
 
 #[derive(Clone, Copy)]
 #[repr(align(4096))]
-struct Page([u8; 4096]);
+struct Page(#[expect(dead_code, reason = "read and written as raw bytes")] [u8; 4096]);
 
 impl Bounce {
     fn new(len: usize) -> Self {

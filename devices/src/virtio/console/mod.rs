@@ -52,8 +52,8 @@ impl VirtioDevice for Console {
         features::COMMON
     }
 
-    fn read_config(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
     }
 
     fn start_queue(&mut self, index: QueueIndex, start: QueueStart) -> Result<(), StartError> {

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 use super::features;
 use super::queue::QueueState;
 use super::running::Running;
-use super::{Counter, QueueIndex, QueueStart, StartError, VirtioDevice, read_config_bytes};
+use super::{Counter, QueueIndex, QueueStart, StartError, VirtioDevice};
 pub use tap::{Offloads, Tap, TapError, VNET_HEADER};
 
 const F_CSUM: u32 = 0;
@@ -144,8 +144,8 @@ impl VirtioDevice for Net {
         self.features
     }
 
-    fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+    fn config(&self) -> Vec<u8> {
+        self.config.to_vec()
     }
 
     fn start_queue(&mut self, index: QueueIndex, start: QueueStart) -> Result<(), StartError> {

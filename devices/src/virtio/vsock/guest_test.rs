@@ -74,6 +74,8 @@ impl Ring {
 pub struct Peer {
     pub open: bool,
     pub reset: bool,
+    /// The guest's program closed it.
+    pub closed: bool,
     /// Shutdown flags that the device sent.
     pub shut: u32,
     pub received: Vec<u8>,
@@ -457,14 +459,14 @@ impl Guest {
         while !thread.is_finished() {
             if !self.pump() {
                 assert!(Instant::now() < end, "the host program hangs");
-                self.wait_a_little();
+                self.pause();
             }
         }
         thread.join().unwrap()
     }
 
     /// Until the bell rings, or a thread may have ended.
-    fn wait_a_little(&self) {
+    pub fn pause(&self) {
         let mut fd = libc::pollfd {
             fd: self.bell.0.as_raw_fd(),
             events: libc::POLLIN,

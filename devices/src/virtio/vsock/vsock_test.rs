@@ -359,6 +359,57 @@ fn a_stop_in_mid_stream_loses_nothing() {
 }
 
 #[test]
+fn many_connections_echo_at_once_through_pauses() {
+    let mut guest = Guest::new();
+    let clients: Vec<_> = (0..32)
+        .map(|seed| {
+            let mut stream = stream(&guest.socket);
+            thread::spawn(move || {
+                let data = pattern(100_000, seed);
+                stream.write_all(b"CONNECT 7\n").unwrap();
+                answer(&mut stream);
+                let mut writer = stream.try_clone().unwrap();
+                let reading = read_all(stream);
+                writer.write_all(&data).unwrap();
+                writer.shutdown(Shutdown::Write).unwrap();
+                assert!(reading.join().unwrap() == data);
+            })
+        })
+        .collect();
+    let mut echoed = std::collections::HashMap::<Ports, usize>::new();
+    let mut finished = 0;
+    for round in 1u32.. {
+        let moved = guest.pump();
+        if round.is_multiple_of(500) {
+            guest.stop();
+            guest.start();
+        }
+        let all: Vec<Ports> = guest.peers.keys().copied().collect();
+        for ports in all {
+            let done = echoed.entry(ports).or_default();
+            let data = guest.peers[&ports].received[*done..].to_vec();
+            *done += data.len() - guest.send_some(ports, &data).len();
+            let peer = &guest.peers[&ports];
+            let over = peer.shut & SHUTDOWN_SEND != 0 && *done == peer.received.len();
+            if over && !peer.closed {
+                guest.peers.get_mut(&ports).unwrap().closed = true;
+                guest.send(ports, Op::Shutdown, SHUTDOWN_BOTH, &[]);
+                finished += 1;
+            }
+        }
+        if finished == 32 {
+            break;
+        }
+        if !moved {
+            guest.pause();
+        }
+    }
+    for client in clients {
+        guest.pump_while(client);
+    }
+}
+
+#[test]
 fn a_stop_of_the_event_queue_alone_leaves_the_connections_running() {
     let mut guest = Guest::new();
     let (mut stream, ports) = host_connects(&mut guest, 9);

@@ -1,0 +1,171 @@
+//! The API's table of contents. The server routes by it and the OpenAPI document is made of it,
+//! so that neither knows an endpoint that the other does not.
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use crate::config::{DiskConfig, NetConfig, VmConfig};
+use crate::requests::{ErrorBody, VmCounters, VmInfo, VmRemoveDevice, VmmPingResponse};
+
+/// Where the API's paths begin.
+pub const ROOT: &str = "/api/v1";
+
+/// An endpoint's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Operation {
+    VmmPing,
+    VmmShutdown,
+    VmCreate,
+    VmDelete,
+    VmBoot,
+    VmInfo,
+    VmCounters,
+    VmPause,
+    VmResume,
+    VmShutdown,
+    VmReboot,
+    VmPowerButton,
+    VmAddDisk,
+    VmAddNet,
+    VmRemoveDevice,
+    OpenApi,
+}
+
+type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+/// One endpoint.
+pub struct Endpoint {
+    /// Its name.
+    pub operation: Operation,
+    /// GET or PUT.
+    pub method: &'static str,
+    /// Its path, without [`ROOT`].
+    pub path: &'static str,
+    /// What it does.
+    pub summary: &'static str,
+    /// The request's body.
+    request: Option<SchemaOf>,
+    /// The answer's body (200); without one, the answer is 204.
+    answer: Option<SchemaOf>,
+    /// Why it may be refused, by status.
+    refusals: &'static [(u16, &'static str)],
+}
+
+fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<T>()
+}
+
+const BAD: (u16, &str) = (400, "The request is malformed or names something that cannot be.");
+const NO_VM: (u16, &str) = (404, "No VM was created.");
+const STATE: (u16, &str) = (405, "The VM is not in a state that allows this.");
+const FAILED: (u16, &str) = (500, "The host refused.");
+
+const fn put(operation: Operation, path: &'static str, summary: &'static str, refusals: &'static [(u16, &'static str)]) -> Endpoint {
+    Endpoint { operation, method: "PUT", path, summary, request: None, answer: None, refusals }
+}
+
+const fn get(operation: Operation, path: &'static str, summary: &'static str, answer: SchemaOf, refusals: &'static [(u16, &'static str)]) -> Endpoint {
+    Endpoint { operation, method: "GET", path, summary, request: None, answer: Some(answer), refusals }
+}
+
+impl Endpoint {
+    const fn takes(mut self, request: SchemaOf) -> Endpoint {
+        self.request = Some(request);
+        self
+    }
+}
+
+/// All endpoints.
+pub const ENDPOINTS: &[Endpoint] = &[
+    get(Operation::VmmPing, "/vmm.ping", "Say that the monitor is there, and its version", schema::<VmmPingResponse>, &[]),
+    put(Operation::VmmShutdown, "/vmm.shutdown", "Stop the VM, if there is one, and end the monitor", &[]),
+    put(Operation::VmCreate, "/vm.create", "Configure a VM; it is not booted", &[BAD, (409, "A VM exists already.")])
+        .takes(schema::<VmConfig>),
+    put(Operation::VmDelete, "/vm.delete", "Stop the VM and forget it", &[NO_VM]),
+    put(Operation::VmBoot, "/vm.boot", "Start the VM", &[BAD, NO_VM, STATE, FAILED]),
+    get(Operation::VmInfo, "/vm.info", "The VM's configuration and state", schema::<VmInfo>, &[NO_VM]),
+    get(Operation::VmCounters, "/vm.counters", "What the VM's devices counted", schema::<VmCounters>, &[NO_VM, STATE]),
+    put(Operation::VmPause, "/vm.pause", "Stop the VM's CPUs and queues where they are", &[NO_VM, STATE]),
+    put(Operation::VmResume, "/vm.resume", "Go on after a pause", &[NO_VM, STATE]),
+    put(Operation::VmShutdown, "/vm.shutdown", "Stop the VM, without asking the guest", &[NO_VM, STATE]),
+    put(Operation::VmReboot, "/vm.reboot", "Stop the VM and start it again", &[NO_VM, STATE, FAILED]),
+    put(Operation::VmPowerButton, "/vm.power-button", "Press the VM's power button", &[NO_VM, STATE]),
+    put(Operation::VmAddDisk, "/vm.add-disk", "Add a disk to a VM that was not booted yet", &[BAD, NO_VM, STATE, (409, "The name is taken.")])
+        .takes(schema::<DiskConfig>),
+    put(Operation::VmAddNet, "/vm.add-net", "Add a network device to a VM that was not booted yet", &[BAD, NO_VM, STATE, (409, "The name is taken.")])
+        .takes(schema::<NetConfig>),
+    put(Operation::VmRemoveDevice, "/vm.remove-device", "Remove a device from a VM that was not booted yet", &[BAD, (404, "No VM, or no such device."), STATE])
+        .takes(schema::<VmRemoveDevice>),
+    get(Operation::OpenApi, "/openapi.json", "This document", schema::<Map<String, Value>>, &[]),
+];
+
+/// The OpenAPI 3.0 document of [`ENDPOINTS`].
+pub fn openapi() -> Value {
+    let mut generator = SchemaSettings::openapi3().into_generator();
+    let error = schema::<ErrorBody>(&mut generator);
+    let mut paths = Map::new();
+    for endpoint in ENDPOINTS {
+        let mut responses = Map::new();
+        match endpoint.answer {
+            Some(answer) => {
+                let schema = answer(&mut generator);
+                responses.insert("200".into(), json!({ "description": "Done.", "content": { "application/json": { "schema": schema } } }));
+            }
+            None => drop(responses.insert("204".into(), json!({ "description": "Done." }))),
+        }
+        for (status, why) in endpoint.refusals {
+            let body = json!({ "description": why, "content": { "application/json": { "schema": error } } });
+            responses.insert(status.to_string(), body);
+        }
+        let mut operation = json!({
+            "operationId": format!("{:?}", endpoint.operation),
+            "summary": endpoint.summary,
+            "responses": responses,
+        });
+        if let Some(request) = endpoint.request {
+            let schema = request(&mut generator);
+            operation["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": schema } } });
+        }
+        paths.insert(endpoint.path.into(), json!({ endpoint.method.to_lowercase(): operation }));
+    }
+    json!({
+        "openapi": "3.0.3",
+        "info": {
+            "title": "skerry-vmm",
+            "description": "One microVM: Cloud Hypervisor's v1 API, as far as skerry-vmm serves it. Refusals answer with the error and each of its causes.",
+            "license": { "name": "Apache-2.0" },
+            "version": env!("CARGO_PKG_VERSION"),
+        },
+        "servers": [{ "url": format!("http://localhost{ROOT}") }],
+        "paths": paths,
+        "components": { "schemas": generator.take_definitions(true) },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reference_in_the_document_leads_somewhere() {
+        let document = openapi();
+        let text = document.to_string();
+        let references: Vec<_> = text.split("\"$ref\":\"").skip(1).filter_map(|t| t.split('"').next()).collect();
+        assert!(!references.is_empty());
+        for reference in references {
+            let pointer = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+        assert!(document.pointer("/components/schemas/VmConfig/properties/disks").is_some());
+    }
+
+    #[test]
+    fn paths_are_unique() {
+        let mut paths: Vec<_> = ENDPOINTS.iter().map(|e| e.path).collect();
+        paths.sort();
+        paths.dedup();
+        assert_eq!(paths.len(), ENDPOINTS.len());
+    }
+}

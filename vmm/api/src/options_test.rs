@@ -1,0 +1,67 @@
+//! Tests of the flags' syntax.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::config::{CpusConfig, DiskConfig, MemoryConfig, NetConfig, VsockConfig};
+
+#[test]
+fn flags_and_json_give_the_same_configuration() {
+    let by_flag: DiskConfig = from_str("path=/a,readonly=on,num_queues=4,image_type=raw,id=root").unwrap();
+    let by_json: DiskConfig =
+        serde_json::from_str(r#"{"path":"/a","readonly":true,"num_queues":4,"image_type":"Raw","id":"root","iommu":false,"pci_segment":0,"rate_limiter_config":null}"#).unwrap();
+    assert_eq!(by_flag, by_json);
+}
+
+#[test]
+fn sizes_ranges_pairs_and_quotes() {
+    let memory: MemoryConfig = from_str("size=1G,hugepages=on,hugepage_size=0x200000").unwrap();
+    assert_eq!((memory.size, memory.hugepage_size), (1 << 30, Some(2 << 20)));
+    assert_eq!(from_str::<MemoryConfig>("size=128M").unwrap().size, 128 << 20);
+    let cpus: CpusConfig = from_str("boot_vcpus=2,affinity=[0@[1],1@[2-4,7]]").unwrap();
+    assert_eq!(cpus.affinity[1].vcpu, 1);
+    assert_eq!(cpus.affinity[1].host_cpus, [2, 3, 4, 7]);
+    let disk: DiskConfig = from_str("path=\"/a,b=c\",direct=on").unwrap();
+    assert_eq!(disk.path.to_str(), Some("/a,b=c"));
+}
+
+#[test]
+fn mistakes_are_named() {
+    let refused = |text: &str, words: &[&str]| {
+        let message = from_str::<DiskConfig>(text).unwrap_err().to_string();
+        for word in words {
+            assert!(message.contains(word), "{text}: {message}");
+        }
+    };
+    refused("path=/a,reedonly=on", &["reedonly", "readonly"]);
+    refused("path=/a,readonly=yes", &["yes", "on nor off"]);
+    refused("path=/a,num_queues=four", &["four", "number"]);
+    refused("path=/a,num_queues=70000", &["70000"]);
+    refused("path=/a,image_type=qed", &["qed", "Raw"]);
+    refused("path=/a,iommu=on", &["does not have this setting"]);
+    refused("/a", &["`/a` has no value"]);
+    refused("path=/a,path=/b", &["twice"]);
+    refused("path=\"/a", &["not closed"]);
+    refused("path=/a,", &["comma"]);
+    let message = from_str::<VsockConfig>("cid=3").unwrap_err().to_string();
+    assert!(message.contains("socket"), "{message}");
+    assert!(from_str::<CpusConfig>("affinity=[0@[1").unwrap_err().to_string().contains("not closed"));
+    assert!(from_str::<CpusConfig>("affinity=[0@[0-99999]]").unwrap_err().to_string().contains("range"));
+}
+
+#[test]
+fn unknown_json_fields_are_named_and_known_foreign_ones_may_be_off() {
+    let message = serde_json::from_str::<NetConfig>(r#"{"tap":"t","frobnicate":1}"#).unwrap_err().to_string();
+    assert!(message.contains("frobnicate"), "{message}");
+    assert!(serde_json::from_str::<crate::VmConfig>(r#"{"watchdog":false,"devices":null,"debug_console":{"mode":"Off"}}"#).is_ok());
+    let message = serde_json::from_str::<crate::VmConfig>(r#"{"watchdog":true}"#).unwrap_err().to_string();
+    assert!(message.contains("does not have this setting"), "{message}");
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "[a-z=,\\[\\]\"@0-9-]{0,60}") {
+        let _ = from_str::<DiskConfig>(&text);
+        let _ = from_str::<CpusConfig>(&text);
+    }
+}

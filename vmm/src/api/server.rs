@@ -1,0 +1,180 @@
+//! The HTTP server: routes by the table of `skerry-vmm-api`, parses bodies, passes requests on.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::service::service_fn;
+use hyper::{Method, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::de::DeserializeOwned;
+use skerry_vmm_api::endpoints::{ENDPOINTS, Endpoint, Operation, ROOT, openapi};
+use skerry_vmm_api::requests::VmRemoveDevice;
+use tokio::net::UnixListener;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::monitor::{Answer, Event, Request, RequestError, chain};
+
+/// Bytes of a request's body.
+const MAX_BODY: usize = 1 << 20;
+/// Clients at a time; more wait.
+const MAX_CONNECTIONS: usize = 64;
+/// A client that starts a request finishes its head within this.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Serves the API on a thread of its own.
+pub fn serve(listener: StdListener, monitor: Sender<Event>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("api".into()).spawn(move || {
+        runtime.block_on(async move {
+            match UnixListener::from_std(listener) {
+                Ok(listener) => accept(listener, monitor).await,
+                Err(e) => log::error!("API socket: {e}"),
+            }
+        });
+    })?;
+    Ok(())
+}
+
+async fn accept(listener: UnixListener, monitor: Sender<Event>) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                // Out of descriptors, say: clients come and go.
+                log::warn!("API socket: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let monitor = monitor.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let monitor = monitor.clone();
+                async move { Ok::<_, Infallible>(handle(request, &monitor).await) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Err(e) = served {
+                log::debug!("API client: {e}");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// A refusal before the request reached the monitor.
+struct Refusal(StatusCode, Vec<String>);
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Refusal {
+        Refusal(status, vec![message.into()])
+    }
+}
+
+async fn handle(request: hyper::Request<Incoming>, monitor: &Sender<Event>) -> Response<Full<Bytes>> {
+    match answer(request, monitor).await {
+        Ok(Some(body)) => respond(StatusCode::OK, &body),
+        Ok(None) => {
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response
+        }
+        Err(Refusal(status, messages)) => {
+            let mut response = respond(status, &messages);
+            if status == StatusCode::METHOD_NOT_ALLOWED {
+                response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, PUT"));
+            }
+            response
+        }
+    }
+}
+
+fn respond(status: StatusCode, body: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    let body = serde_json::to_vec(body).unwrap_or_default();
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn answer(request: hyper::Request<Incoming>, monitor: &Sender<Event>) -> Result<Option<serde_json::Value>, Refusal> {
+    let endpoint = route(request.method(), request.uri().path())?;
+    let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
+    let body = body.map_err(|e| Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body cannot be read: {e}")))?;
+    if endpoint.operation == Operation::OpenApi {
+        return Ok(Some(openapi()));
+    }
+    let request = parse(endpoint.operation, &body.to_bytes())?;
+    let (reply, answer) = oneshot::channel::<Answer>();
+    let reply = Box::new(move |answer| drop(reply.send(answer)));
+    let gone = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the monitor is ending");
+    monitor.send(Event::Request(request, reply)).map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())?.map_err(|e| Refusal(status(&e), chain(&e)))
+}
+
+fn route(method: &Method, path: &str) -> Result<&'static Endpoint, Refusal> {
+    let name = path.strip_prefix(ROOT).unwrap_or_default();
+    let Some(endpoint) = ENDPOINTS.iter().find(|e| e.path == name) else {
+        let message = format!("there is no {path}: see {ROOT}/openapi.json for what there is");
+        return Err(Refusal::new(StatusCode::NOT_FOUND, message));
+    };
+    if method.as_str() != endpoint.method {
+        let message = format!("{path} takes {}, not {method}", endpoint.method);
+        return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, message));
+    }
+    Ok(endpoint)
+}
+
+fn parse(operation: Operation, body: &[u8]) -> Result<Request, Refusal> {
+    Ok(match operation {
+        // Answered before it comes here.
+        Operation::OpenApi | Operation::VmmPing => Request::Ping,
+        Operation::VmmShutdown => Request::Exit,
+        Operation::VmCreate => Request::Create(from_json(body)?),
+        Operation::VmDelete => Request::Delete,
+        Operation::VmBoot => Request::Boot,
+        Operation::VmInfo => Request::Info,
+        Operation::VmCounters => Request::Counters,
+        Operation::VmPause => Request::Pause,
+        Operation::VmResume => Request::Resume,
+        Operation::VmShutdown => Request::Shutdown,
+        Operation::VmReboot => Request::Reboot,
+        Operation::VmPowerButton => Request::PowerButton,
+        Operation::VmAddDisk => Request::AddDisk(from_json(body)?),
+        Operation::VmAddNet => Request::AddNet(from_json(body)?),
+        Operation::VmRemoveDevice => Request::RemoveDevice(from_json::<VmRemoveDevice>(body)?.id),
+    })
+}
+
+fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    let mut deserializer = serde_json::Deserializer::from_slice(body);
+    serde_path_to_error::deserialize(&mut deserializer).map_err(|e| {
+        let path = e.path().to_string();
+        let cause = e.into_inner().to_string();
+        let what = if path == "." { "the request's body is not valid".to_owned() } else { format!("`{path}` is not valid") };
+        Refusal(StatusCode::BAD_REQUEST, vec![what, cause])
+    })
+}
+
+/// Cloud Hypervisor's status codes, as its API documents them.
+fn status(error: &RequestError) -> StatusCode {
+    match error {
+        RequestError::NoVm | RequestError::NoDevice(_) => StatusCode::NOT_FOUND,
+        RequestError::Exists | RequestError::Duplicate(_) => StatusCode::CONFLICT,
+        RequestError::State { .. } => StatusCode::METHOD_NOT_ALLOWED,
+        RequestError::Config(_) => StatusCode::BAD_REQUEST,
+        RequestError::Boot(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}

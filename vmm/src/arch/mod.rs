@@ -1,0 +1,12 @@
+//! What differs between processor architectures, behind one set of names: memory [`layout`],
+//! CPU set-up, boot protocols and firmware tables.
+//!
+//! The rest of the crate uses the names below and nothing from inside `x86_64`. A second
+//! architecture is a sibling module with the same names.
+
+mod x86_64;
+
+pub use x86_64::{
+    ArchError, Boot, PROBE_MEMORY, PROBE_PASSED, PROBE_PORT, layout, prepare_boot, prepare_vm, probe_program,
+    setup_vcpu,
+};

@@ -1,0 +1,79 @@
+//! CPUID: what KVM supports, made this CPU's own.
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm};
+
+use super::{ArchError, kvm};
+
+const EBX_APIC_ID_SHIFT: u32 = 24;
+const ECX_VMX: u32 = 1 << 5;
+const ECX_X2APIC: u32 = 1 << 21;
+const ECX_TSC_DEADLINE: u32 = 1 << 24;
+const ECX_HYPERVISOR: u32 = 1 << 31;
+const EDX_HTT: u32 = 1 << 28;
+const ECX_SVM: u32 = 1 << 2;
+
+/// The CPUID of virtual CPU `index` of `count`, one socket of one-thread cores.
+pub fn for_vcpu(kvm_fd: &Kvm, index: u32, count: u32, phys_bits: u8, nested: bool) -> Result<CpuId, ArchError> {
+    let mut cpuid = kvm_fd
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(kvm("tell which CPU features it supports"))?;
+    let deadline = kvm_fd.check_extension(Cap::TscDeadlineTimer);
+    for entry in cpuid.as_mut_slice() {
+        adjust(entry, index, count, phys_bits, nested, deadline);
+    }
+    Ok(cpuid)
+}
+
+fn adjust(e: &mut kvm_cpuid_entry2, index: u32, count: u32, phys_bits: u8, nested: bool, deadline: bool) {
+    // Bits of an APIC id that tell cores apart.
+    let core_bits = count.next_power_of_two().trailing_zeros();
+    match e.function {
+        1 => {
+            // Intel SDM vol. 2, CPUID leaf 1: initial APIC id, logical processors, CLFLUSH size.
+            e.ebx = e.ebx & 0x0000_ff00 | index << EBX_APIC_ID_SHIFT | count.min(255) << 16;
+            e.ecx |= ECX_X2APIC | ECX_HYPERVISOR;
+            if deadline {
+                // KVM supports it whenever it has the capability, but does not list it.
+                e.ecx |= ECX_TSC_DEADLINE;
+            }
+            if !nested {
+                e.ecx &= !ECX_VMX;
+            }
+            e.edx = if count > 1 { e.edx | EDX_HTT } else { e.edx & !EDX_HTT };
+        }
+        // Intel: caches. Level 3 is shared by all, the others are a core's own.
+        4 if e.eax & 0x1f != 0 => {
+            let level = e.eax >> 5 & 7;
+            let sharing = if level >= 3 { count } else { 1 };
+            let cores = (1 << core_bits) - 1;
+            e.eax = e.eax & 0x3fff | (sharing.next_power_of_two() - 1) << 14 | cores << 26;
+        }
+        // Topology: threads, then cores.
+        0xb | 0x1f => {
+            let (shift, processors, kind) = match e.index {
+                0 => (0, 1, 1),
+                1 => (core_bits, count, 2),
+                _ => (0, 0, 0),
+            };
+            e.eax = shift;
+            e.ebx = processors;
+            e.ecx = e.index & 0xff | kind << 8;
+            e.edx = index;
+        }
+        0x8000_0001 if !nested => e.ecx &= !ECX_SVM,
+        0x8000_0008 => {
+            // Physical address bits, and AMD's core count.
+            let bits = (e.eax & 0xff).min(phys_bits.into());
+            e.eax = e.eax & !0xff | bits;
+            e.ecx = core_bits << 12 | (count - 1) & 0xff;
+        }
+        // AMD: extended APIC id, node and core ids.
+        0x8000_001e => {
+            e.eax = index;
+            e.ebx = index & 0xff;
+            e.ecx = 0;
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,90 @@
+//! x86-64: CPUID, registers, boot, ACPI.
+
+mod acpi;
+mod boot;
+mod cpuid;
+pub mod layout;
+mod probe;
+mod registers;
+
+use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use skerry_devices::legacy::PINS;
+use thiserror::Error;
+
+pub use boot::{Boot, prepare_boot};
+pub use probe::{PROBE_MEMORY, PROBE_PASSED, PROBE_PORT, probe_program};
+
+/// What can go wrong in setting an x86 machine up.
+#[derive(Debug, Error)]
+pub enum ArchError {
+    /// KVM refused.
+    #[error("KVM cannot {what}")]
+    Kvm {
+        /// What was tried.
+        what: &'static str,
+        /// What KVM said.
+        source: kvm_ioctls::Error,
+    },
+    /// The kernel, its initramfs or its command line do not fit.
+    #[error("{what} does not fit: it needs {needed:#x} bytes and guest memory has {room:#x} for it. Give the guest more memory")]
+    Room {
+        /// What does not fit.
+        what: &'static str,
+        /// Its size.
+        needed: u64,
+        /// What there is.
+        room: u64,
+    },
+    /// The command line is too long.
+    #[error("the kernel's command line has {len} bytes and this kernel takes {max}")]
+    CommandLine {
+        /// Its length.
+        len: usize,
+        /// The most that the kernel takes.
+        max: usize,
+    },
+    /// The command line has a byte that ends it.
+    #[error("the kernel's command line contains a zero byte")]
+    CommandLineZero,
+    /// The initramfs could not be read.
+    #[error("cannot read the initramfs")]
+    Initramfs(#[source] std::io::Error),
+    /// Guest memory was addressed wrongly.
+    #[error("guest memory")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+}
+
+fn kvm(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> ArchError {
+    move |source| ArchError::Kvm { what, source }
+}
+
+/// Makes a new VM an x86 PC without a PIC and a PIT: local APICs in the kernel, the IOAPIC here.
+pub fn prepare_vm(vm: &VmFd) -> Result<(), ArchError> {
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(kvm("place its identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize)
+        .map_err(kvm("place its task state segment"))?;
+    let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    split.args[0] = PINS as u64;
+    vm.enable_cap(&split).map_err(kvm("split its interrupt controllers"))
+}
+
+/// Sets up virtual CPU `index` of `count`. The first one starts at `boot`; the others wait.
+pub fn setup_vcpu(
+    kvm_fd: &Kvm,
+    vcpu: &VcpuFd,
+    index: u32,
+    count: u32,
+    phys_bits: u8,
+    nested: bool,
+    boot: Option<&Boot>,
+) -> Result<(), ArchError> {
+    let cpuid = cpuid::for_vcpu(kvm_fd, index, count, phys_bits, nested)?;
+    vcpu.set_cpuid2(&cpuid).map_err(kvm("set a CPU's features"))?;
+    registers::set_msrs(vcpu)?;
+    match boot {
+        Some(boot) => registers::set_entry(vcpu, boot),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,153 @@
+//! The command line: Cloud Hypervisor's flags, into the API's configuration type.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use skerry_vmm_api::VmConfig;
+use skerry_vmm_api::config::{
+    ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, RngConfig, VsockConfig,
+};
+use skerry_vmm_api::options::{OptionError, from_str};
+
+/// One microVM on KVM.
+///
+/// Give a kernel to boot a VM, an API socket to be told what to boot, or both.
+#[derive(Debug, Parser)]
+#[command(name = "skerry-vmm", version, max_term_width = 100)]
+pub struct Args {
+    /// Serve the API on this Unix socket: path=SOCKET, or SOCKET
+    #[arg(long, value_name = "path=SOCKET", value_parser = socket)]
+    pub api_socket: Option<PathBuf>,
+
+    /// Kernel: an x86-64 ELF vmlinux or a bzImage
+    #[arg(long, value_name = "FILE", help_heading = "VM")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial file system
+    #[arg(long, value_name = "FILE", requires = "kernel", help_heading = "VM")]
+    pub initramfs: Option<PathBuf>,
+
+    /// The kernel's command line
+    #[arg(long, value_name = "TEXT", requires = "kernel", allow_hyphen_values = true, help_heading = "VM")]
+    pub cmdline: Option<String>,
+
+    /// boot=N[,affinity=[VCPU@[HOST,…],…]][,max_phys_bits=N][,nested=on|off]
+    #[arg(long, value_name = "boot=N,…", value_parser = from_str::<CpusConfig>, help_heading = "VM")]
+    pub cpus: Option<CpusConfig>,
+
+    /// size=BYTES[,hugepages=on[,hugepage_size=BYTES]][,prefault=on][,mergeable=on][,thp=off]
+    #[arg(long, value_name = "size=N,…", value_parser = from_str::<MemoryConfig>, help_heading = "VM")]
+    pub memory: Option<MemoryConfig>,
+
+    /// path=FILE[,readonly=on][,direct=on][,image_type=raw][,num_queues=N][,queue_size=N][,id=ID][,serial=TEXT]; repeatable
+    #[arg(long, value_name = "path=FILE,…", value_parser = from_str::<DiskConfig>, num_args = 1.., help_heading = "VM")]
+    pub disk: Vec<DiskConfig>,
+
+    /// tap=NAME[,mac=MAC][,mtu=N][,num_queues=N][,queue_size=N][,offload_tso=off][,offload_csum=off][,id=ID]; repeatable
+    #[arg(long, value_name = "tap=NAME,…", value_parser = from_str::<NetConfig>, num_args = 1.., help_heading = "VM")]
+    pub net: Vec<NetConfig>,
+
+    /// cid=N,socket=PATH: sockets between host and guest
+    #[arg(long, value_name = "cid=N,socket=PATH", value_parser = from_str::<VsockConfig>, help_heading = "VM")]
+    pub vsock: Option<VsockConfig>,
+
+    /// src=/dev/urandom, or off: the entropy device, which is there by default
+    #[arg(long, value_name = "src=FILE|off", num_args = 0..=1, default_missing_value = "src=/dev/urandom", value_parser = rng, help_heading = "VM")]
+    pub rng: Option<Rng>,
+
+    /// Serial port (ttyS0): tty, pty, null, off or file=PATH [default: null]
+    #[arg(long, value_name = "MODE", value_parser = console, help_heading = "VM")]
+    pub serial: Option<ConsoleConfig>,
+
+    /// Console (hvc0): tty, pty, null, off or file=PATH [default: tty]
+    #[arg(long, value_name = "MODE", value_parser = console, help_heading = "VM")]
+    pub console: Option<ConsoleConfig>,
+
+    /// Let the guest's kernel report its panic
+    #[arg(long, help_heading = "VM")]
+    pub pvpanic: bool,
+
+    /// End when the guest resets itself, instead of starting it again
+    #[arg(long)]
+    pub no_reboot: bool,
+
+    /// Boot without finding out first whether this KVM can run Linux
+    #[arg(long)]
+    pub no_probe: bool,
+
+    /// Find out whether this KVM can run Linux, and end: 0 if it can, 3 if it cannot
+    #[arg(long, conflicts_with_all = ["kernel", "api_socket", "no_probe"])]
+    pub probe_only: bool,
+
+    /// System call filters: true, log (report, don't kill) or false
+    #[arg(long, value_name = "true|log|false", default_value = "true")]
+    pub seccomp: crate::sandbox::Mode,
+
+    /// Say more: -v information, -vv details
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The entropy device, or none.
+#[derive(Debug, Clone)]
+pub struct Rng(Option<RngConfig>);
+
+fn rng(text: &str) -> Result<Rng, OptionError> {
+    Ok(Rng(if text == "off" { None } else { Some(from_str(text)?) }))
+}
+
+fn socket(text: &str) -> Result<PathBuf, String> {
+    let path = text.strip_prefix("path=").unwrap_or(text);
+    if path.is_empty() { Err("give path=SOCKET".into()) } else { Ok(path.into()) }
+}
+
+fn console(text: &str) -> Result<ConsoleConfig, String> {
+    let mode = match text {
+        "tty" => ConsoleMode::Tty,
+        "pty" => ConsoleMode::Pty,
+        "null" => ConsoleMode::Null,
+        "off" => ConsoleMode::Off,
+        _ => match text.strip_prefix("file=") {
+            Some(path) if !path.is_empty() => {
+                return Ok(ConsoleConfig { mode: ConsoleMode::File, file: Some(path.into()), ..ConsoleConfig::default() });
+            }
+            _ => return Err("give tty, pty, null, off or file=PATH".into()),
+        },
+    };
+    Ok(ConsoleConfig { mode, ..ConsoleConfig::default() })
+}
+
+impl Args {
+    /// The VM that the flags describe; none if they name no kernel.
+    pub fn vm(&self) -> Option<VmConfig> {
+        let kernel = self.kernel.clone()?;
+        let mut config = VmConfig {
+            cpus: self.cpus.clone().unwrap_or_default(),
+            memory: self.memory.clone().unwrap_or_default(),
+            payload: PayloadConfig {
+                kernel: Some(kernel),
+                cmdline: self.cmdline.clone(),
+                initramfs: self.initramfs.clone(),
+                ..PayloadConfig::default()
+            },
+            disks: self.disk.clone(),
+            net: self.net.clone(),
+            vsock: self.vsock.clone(),
+            pvpanic: self.pvpanic,
+            ..VmConfig::default()
+        };
+        if let Some(Rng(rng)) = &self.rng {
+            config.rng = rng.clone();
+        }
+        if let Some(serial) = &self.serial {
+            config.serial = serial.clone();
+        }
+        match &self.console {
+            Some(console) => config.console = console.clone(),
+            // The terminal can be the serial port's by saying so once.
+            None if config.serial.mode == ConsoleMode::Tty => config.console.mode = ConsoleMode::Off,
+            None => {}
+        }
+        Some(config)
+    }
+}

@@ -1,0 +1,446 @@
+//! The thread that owns the VM's life. Everybody else sends it [`Event`]s: the API, the CPUs, the
+//! signals.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+
+use kvm_ioctls::Kvm;
+use serde_json::Value;
+use skerry_devices::bus::Action;
+use skerry_vmm_api::VmConfig;
+use skerry_vmm_api::config::{DiskConfig, NetConfig};
+use skerry_vmm_api::requests::{VmInfo, VmState, VmmPingResponse};
+use thiserror::Error;
+
+use crate::machine::{Machine, MachineError, Terminals};
+use crate::terminal::{Terminal, TerminalError};
+use crate::validate::{self, ConfigError};
+use crate::vcpu::{CpuEvents, Failure};
+
+/// What the API asks.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum Request {
+    Ping,
+    Exit,
+    Create(Box<VmConfig>),
+    Delete,
+    Boot,
+    Info,
+    Counters,
+    Pause,
+    Resume,
+    Shutdown,
+    Reboot,
+    PowerButton,
+    AddDisk(Box<DiskConfig>),
+    AddNet(Box<NetConfig>),
+    RemoveDevice(String),
+}
+
+/// Why a request was refused.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum RequestError {
+    #[error("no VM was created: call vm.create first")]
+    NoVm,
+    #[error("a VM exists already: call vm.delete first")]
+    Exists,
+    #[error("the VM is {is} and cannot {verb}: {remedy}")]
+    State { is: &'static str, verb: &'static str, remedy: &'static str },
+    #[error("the configuration is not valid")]
+    Config(#[from] ConfigError),
+    #[error("a device called `{0}` exists already: give another id")]
+    Duplicate(String),
+    #[error("the VM has no device called `{0}`: see vm.info for the names")]
+    NoDevice(String),
+    #[error("the VM cannot boot")]
+    Boot(#[from] BootError),
+}
+
+/// Why a boot failed.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum BootError {
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Terminal(#[from] TerminalError),
+    #[error(transparent)]
+    Probe(#[from] crate::probe::ProbeError),
+}
+
+/// What an answer carries: nothing, or JSON.
+pub type Answer = Result<Option<Value>, RequestError>;
+/// Where an answer goes.
+pub type Reply = Box<dyn FnOnce(Answer) + Send>;
+
+/// What the monitor's thread is told.
+pub enum Event {
+    /// The API asks something.
+    Request(Request, Reply),
+    /// A guest asks the machine for something.
+    Guest(Generation, Action),
+    /// A CPU cannot go on.
+    CpuFailed(Generation, u32, Failure),
+    /// A signal asks the monitor to end.
+    Signal(i32),
+}
+
+/// Numbers machines: an event of one that is gone is not meant for its successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation(u64);
+
+/// How the monitor ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered off, or the monitor was asked to end.
+    Done,
+    /// The guest's kernel panicked.
+    GuestPanic,
+    /// The machine broke down.
+    Failed(String),
+}
+
+/// Settings that are not the VM's.
+#[derive(Debug, Clone, Copy)]
+pub struct MonitorOptions {
+    /// Find out first whether this KVM can run Linux.
+    pub probe: bool,
+    /// A guest's reset ends it like a power off.
+    pub no_reboot: bool,
+}
+
+/// The monitor.
+pub struct Monitor {
+    kvm: Kvm,
+    options: MonitorOptions,
+    events: Sender<Event>,
+    inbox: Receiver<Event>,
+    vm: Option<Vm>,
+    generation: u64,
+    probed: bool,
+}
+
+struct Vm {
+    config: VmConfig,
+    state: VmState,
+    terminals: Option<Terminals>,
+    machine: Option<Machine>,
+    /// Given by flags: when it ends, the monitor ends.
+    owns_process: bool,
+}
+
+/// A CPU's way to the monitor.
+struct FromCpus {
+    events: Sender<Event>,
+    generation: Generation,
+}
+
+impl CpuEvents for FromCpus {
+    fn action(&self, action: Action) {
+        // The monitor is gone only when the process ends.
+        let _ = self.events.send(Event::Guest(self.generation, action));
+    }
+
+    fn failed(&self, index: u32, failure: Failure) {
+        let _ = self.events.send(Event::CpuFailed(self.generation, index, failure));
+    }
+}
+
+impl Monitor {
+    /// A monitor without a VM.
+    pub fn new(kvm: Kvm, options: MonitorOptions) -> Monitor {
+        let (events, inbox) = std::sync::mpsc::channel();
+        Monitor { kvm, options, events, inbox, vm: None, generation: 0, probed: false }
+    }
+
+    /// Where events are sent.
+    pub fn events(&self) -> Sender<Event> {
+        self.events.clone()
+    }
+
+    /// Creates and boots the VM that the flags describe.
+    pub fn boot_from_flags(&mut self, config: VmConfig) -> Result<(), RequestError> {
+        self.create(config)?;
+        if let Some(vm) = &mut self.vm {
+            vm.owns_process = true;
+        }
+        self.boot()
+    }
+
+    /// Serves events until the monitor is to end.
+    pub fn run(mut self) -> Outcome {
+        loop {
+            let Ok(event) = self.inbox.recv() else { return Outcome::Done };
+            let outcome = match event {
+                Event::Request(Request::Exit, reply) => {
+                    self.vm = None;
+                    reply(Ok(None));
+                    Some(Outcome::Done)
+                }
+                Event::Request(request, reply) => {
+                    reply(self.serve(request));
+                    None
+                }
+                Event::Guest(Generation(g), action) if g == self.generation => self.guest(action),
+                Event::CpuFailed(Generation(g), index, failure) if g == self.generation => self.cpu_failed(index, &failure),
+                Event::Guest(..) | Event::CpuFailed(..) => None,
+                Event::Signal(signal) => {
+                    log::info!("signal {signal}: ending");
+                    Some(Outcome::Done)
+                }
+            };
+            if let Some(outcome) = outcome {
+                // CPUs, queues and streams end in order before the process does.
+                self.vm = None;
+                return outcome;
+            }
+        }
+    }
+
+    fn serve(&mut self, request: Request) -> Answer {
+        match request {
+            Request::Ping => return Ok(Some(json(&ping()))),
+            Request::Info => return self.info().map(Some),
+            Request::Counters => {
+                let counters = self.machine("tell counters")?.counters();
+                return Ok(Some(json(&counters)));
+            }
+            Request::Exit => {}
+            Request::Create(config) => self.create(*config)?,
+            Request::Delete => {
+                self.vm()?;
+                self.vm = None;
+            }
+            Request::Boot => self.boot()?,
+            Request::Pause => self.pause()?,
+            Request::Resume => self.resume()?,
+            Request::Shutdown => {
+                self.machine("shut down")?;
+                self.stop();
+            }
+            Request::Reboot => {
+                self.machine("reboot")?;
+                self.reboot()?;
+            }
+            Request::PowerButton => self.running("press the power button")?.power_button(),
+            Request::AddDisk(disk) => self.change("add a disk", |config| {
+                validate::disk(&disk)?;
+                config.disks.push(*disk);
+                Ok(())
+            })?,
+            Request::AddNet(net) => self.change("add a network device", |config| {
+                validate::net(&net)?;
+                config.net.push(*net);
+                Ok(())
+            })?,
+            Request::RemoveDevice(id) => self.change("remove a device", |config| remove_device(config, &id))?,
+        }
+        Ok(None)
+    }
+
+    fn vm(&mut self) -> Result<&mut Vm, RequestError> {
+        self.vm.as_mut().ok_or(RequestError::NoVm)
+    }
+
+    /// The machine, running or paused.
+    fn machine(&mut self, verb: &'static str) -> Result<&Machine, RequestError> {
+        let vm = self.vm()?;
+        let is = state_name(vm.state);
+        vm.machine.as_ref().ok_or(RequestError::State { is, verb, remedy: "call vm.boot first" })
+    }
+
+    fn running(&mut self, verb: &'static str) -> Result<&Machine, RequestError> {
+        let paused = self.vm()?.state == VmState::Paused;
+        if paused {
+            return Err(RequestError::State { is: "paused", verb, remedy: "call vm.resume first" });
+        }
+        self.machine(verb)
+    }
+
+    fn create(&mut self, mut config: VmConfig) -> Result<(), RequestError> {
+        if self.vm.is_some() {
+            return Err(RequestError::Exists);
+        }
+        validate::check(&mut config)?;
+        self.vm = Some(Vm { config, state: VmState::Created, terminals: None, machine: None, owns_process: false });
+        Ok(())
+    }
+
+    fn change(&mut self, verb: &'static str, change: impl FnOnce(&mut VmConfig) -> Result<(), RequestError>) -> Result<(), RequestError> {
+        let vm = self.vm()?;
+        if vm.machine.is_some() {
+            let is = state_name(vm.state);
+            return Err(RequestError::State { is, verb, remedy: "devices are added and removed before vm.boot or after vm.shutdown" });
+        }
+        let mut config = vm.config.clone();
+        change(&mut config)?;
+        validate::check(&mut config).map_err(|e| match e {
+            ConfigError::DuplicateId(id) => RequestError::Duplicate(id),
+            e => e.into(),
+        })?;
+        vm.config = config;
+        Ok(())
+    }
+
+    fn boot(&mut self) -> Result<(), RequestError> {
+        let vm = self.vm.as_mut().ok_or(RequestError::NoVm)?;
+        if vm.machine.is_some() {
+            return Err(RequestError::State { is: state_name(vm.state), verb: "boot", remedy: "call vm.shutdown first, or vm.reboot" });
+        }
+        if self.options.probe && !self.probed {
+            crate::probe::run(&self.kvm).map_err(BootError::Probe)?;
+            self.probed = true;
+        }
+        let terminals = match &mut vm.terminals {
+            Some(terminals) => terminals,
+            empty => {
+                let opened = open_terminals(&vm.config).map_err(BootError::Terminal)?;
+                vm.config.serial.file = opened.serial.pty.clone().or(vm.config.serial.file.take());
+                vm.config.console.file = opened.console.pty.clone().or(vm.config.console.file.take());
+                empty.insert(opened)
+            }
+        };
+        self.generation += 1;
+        let events = Arc::new(FromCpus { events: self.events.clone(), generation: Generation(self.generation) });
+        let machine = Machine::boot(&self.kvm, &vm.config, terminals, events).map_err(BootError::Machine)?;
+        vm.machine = Some(machine);
+        vm.state = VmState::Running;
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), RequestError> {
+        self.running("pause")?.pause();
+        self.vm()?.state = VmState::Paused;
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), RequestError> {
+        let vm = self.vm()?;
+        match &vm.machine {
+            Some(machine) if vm.state == VmState::Paused => {
+                machine.resume();
+                vm.state = VmState::Running;
+                Ok(())
+            }
+            _ => Err(RequestError::State { is: state_name(vm.state), verb: "resume", remedy: "only a paused VM resumes" }),
+        }
+    }
+
+    fn stop(&mut self) {
+        if let Some(vm) = &mut self.vm {
+            vm.machine = None;
+            vm.state = VmState::Shutdown;
+        }
+        self.generation += 1;
+    }
+
+    fn reboot(&mut self) -> Result<(), RequestError> {
+        self.stop();
+        self.boot()
+    }
+
+    fn info(&mut self) -> Result<Value, RequestError> {
+        let vm = self.vm()?;
+        let info = VmInfo {
+            config: vm.config.clone(),
+            state: vm.state,
+            memory_actual_size: vm.machine.as_ref().map_or(vm.config.memory.size, Machine::memory_size),
+            device_tree: vm.machine.as_ref().map(Machine::device_tree).unwrap_or_default(),
+        };
+        Ok(json(&info))
+    }
+
+    /// What a guest asks of its machine; an outcome if the monitor ends with it.
+    fn guest(&mut self, action: Action) -> Option<Outcome> {
+        match action {
+            Action::PowerOff => self.ended(Outcome::Done),
+            Action::Reboot if self.options.no_reboot => self.ended(Outcome::Done),
+            Action::Reboot => match self.reboot() {
+                Ok(()) => None,
+                Err(e) => self.ended(Outcome::Failed(format!("the guest's reboot failed: {}", chain(&e).join(": ")))),
+            },
+            Action::GuestPanic => {
+                log::error!("the guest's kernel panicked");
+                self.ended(Outcome::GuestPanic)
+            }
+            action => {
+                if let Some(machine) = self.vm.as_ref().and_then(|vm| vm.machine.as_ref()) {
+                    machine.carry_out(action);
+                }
+                None
+            }
+        }
+    }
+
+    fn cpu_failed(&mut self, index: u32, failure: &Failure) -> Option<Outcome> {
+        let why = match failure {
+            Failure::Emulation => format!("KVM could not emulate an instruction on CPU {index}: is this KVM able to run this guest (see --probe-only)?"),
+            Failure::Entry(why) => format!("KVM could not enter the guest on CPU {index}: {why}"),
+        };
+        log::error!("{why}");
+        self.ended(Outcome::Failed(why))
+    }
+
+    fn ended(&mut self, outcome: Outcome) -> Option<Outcome> {
+        self.stop();
+        let owns_process = self.vm.as_ref().is_some_and(|vm| vm.owns_process);
+        owns_process.then_some(outcome)
+    }
+}
+
+fn open_terminals(config: &VmConfig) -> Result<Terminals, TerminalError> {
+    Ok(Terminals {
+        serial: Terminal::open("serial port", &config.serial)?,
+        console: Terminal::open("console", &config.console)?,
+    })
+}
+
+fn remove_device(config: &mut VmConfig, id: &str) -> Result<(), RequestError> {
+    let before = config.disks.len() + config.net.len() + usize::from(config.vsock.is_some());
+    config.disks.retain(|d| d.id.as_deref() != Some(id));
+    config.net.retain(|n| n.id.as_deref() != Some(id));
+    config.vsock.take_if(|v| v.id.as_deref() == Some(id));
+    let after = config.disks.len() + config.net.len() + usize::from(config.vsock.is_some());
+    if before == after { Err(RequestError::NoDevice(id.to_owned())) } else { Ok(()) }
+}
+
+fn state_name(state: VmState) -> &'static str {
+    match state {
+        VmState::Created => "not booted",
+        VmState::Running => "running",
+        VmState::Shutdown => "shut down",
+        VmState::Paused => "paused",
+    }
+}
+
+fn ping() -> VmmPingResponse {
+    let version = env!("CARGO_PKG_VERSION");
+    VmmPingResponse {
+        build_version: format!("skerry-vmm v{version}"),
+        version: version.to_owned(),
+        pid: i64::from(std::process::id()),
+        features: Vec::new(),
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Value {
+    // These types have string keys and no values that JSON lacks.
+    serde_json::to_value(value).unwrap_or(Value::Null)
+}
+
+/// An error and each of its causes, without those that only repeat the one above.
+pub fn chain(error: &dyn StdError) -> Vec<String> {
+    let mut messages: Vec<String> = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let message = error.to_string();
+        if messages.last() != Some(&message) {
+            messages.push(message);
+        }
+        next = error.source();
+    }
+    messages
+}

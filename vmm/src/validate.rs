@@ -1,0 +1,223 @@
+//! What a configuration must satisfy before anything is opened: each rule names what breaks it and
+//! what to do.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use skerry_devices::virtio::net::Mac;
+use skerry_devices::virtio::queue::MAX_QUEUE_SIZE;
+use skerry_vmm_api::VmConfig;
+use skerry_vmm_api::config::{ConsoleMode, DiskConfig, NetConfig};
+use thiserror::Error;
+
+/// Virtual CPUs that a machine may have.
+pub const MAX_CPUS: u32 = 64;
+const MIN_MEMORY: u64 = 2 << 20;
+const PAGE: u64 = 4096;
+const MAX_QUEUES: u16 = 64;
+
+/// A rule that a configuration breaks.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum ConfigError {
+    #[error("there is nothing to boot: give a kernel (--kernel, or payload.kernel)")]
+    NoKernel,
+    #[error("cpus boot={0}: a machine has 1 to {MAX_CPUS} CPUs")]
+    Cpus(u32),
+    #[error("cpus max={max} differs from boot={boot}: CPUs cannot be added later, leave max out")]
+    MaxCpus { boot: u32, max: u32 },
+    #[error("cpus affinity names CPU {0}, which the machine does not have")]
+    Affinity(u32),
+    #[error("memory size={0}: give at least {MIN_MEMORY} bytes, in whole pages of {1}")]
+    Memory(u64, u64),
+    #[error("memory hugepage_size={0} is no power of two from 4K on")]
+    HugePageSize(u64),
+    #[error("disk `{0}` has no path: give path=FILE")]
+    DiskPath(String),
+    #[error("net `{0}` has no tap: give tap=NAME of an interface made with `ip tuntap add dev NAME mode tap`")]
+    Tap(String),
+    #[error("`{id}` num_queues={queues}: give 1 to {MAX_QUEUES}")]
+    Queues { id: String, queues: u16 },
+    #[error("`{id}` num_queues={queues}: a network device has two queues a pair, so give an even number up to {MAX_QUEUES}")]
+    QueuePairs { id: String, queues: u16 },
+    #[error("`{id}` queue_size={size}: give a power of two from 2 to {MAX_QUEUE_SIZE}")]
+    QueueSize { id: String, size: u16 },
+    #[error("`{id}` mac={mac} is no unicast Ethernet address like 52:54:00:12:34:56")]
+    Mac { id: String, mac: String },
+    #[error("`{id}` mtu={mtu}: give 68 to 65535")]
+    Mtu { id: String, mtu: u16 },
+    #[error("rng src={0}: the host kernel's generator is /dev/urandom or /dev/random")]
+    Rng(PathBuf),
+    #[error("vsock cid={0}: 0 to 2 and 4294967295 are reserved, give one between")]
+    Cid(u64),
+    #[error("the {0} goes to a file and names none: give file=PATH")]
+    ConsoleFile(&'static str),
+    #[error("both serial and console use the terminal: switch one of them off")]
+    TwoOnTty,
+    #[error("two devices are called `{0}`: give them different ids")]
+    DuplicateId(String),
+}
+
+/// Gives unnamed devices names and checks every rule.
+pub fn check(config: &mut VmConfig) -> Result<(), ConfigError> {
+    name_devices(config);
+    if config.payload.kernel.is_none() {
+        return Err(ConfigError::NoKernel);
+    }
+    cpus(config)?;
+    memory(config)?;
+    for disk in &config.disks {
+        self::disk(disk)?;
+    }
+    for net in &config.net {
+        self::net(net)?;
+    }
+    if let Some(rng) = &config.rng
+        && ![Path::new("/dev/urandom"), Path::new("/dev/random")].contains(&rng.src.as_path())
+    {
+        return Err(ConfigError::Rng(rng.src.clone()));
+    }
+    if let Some(vsock) = &config.vsock
+        && !(3..u64::from(u32::MAX)).contains(&vsock.cid)
+    {
+        return Err(ConfigError::Cid(vsock.cid));
+    }
+    for (console, name) in [(&config.serial, "serial port"), (&config.console, "console")] {
+        if console.mode == ConsoleMode::File && console.file.is_none() {
+            return Err(ConfigError::ConsoleFile(name));
+        }
+    }
+    if config.serial.mode == ConsoleMode::Tty && config.console.mode == ConsoleMode::Tty {
+        return Err(ConfigError::TwoOnTty);
+    }
+    unique_ids(config)
+}
+
+/// Cloud Hypervisor's names for what was given none: `_disk0`, `_net1`, ….
+fn name_devices(config: &mut VmConfig) {
+    let mut taken: BTreeSet<String> = BTreeSet::new();
+    taken.extend(config.disks.iter().filter_map(|d| d.id.clone()));
+    taken.extend(config.net.iter().filter_map(|n| n.id.clone()));
+    let mut fresh = |kind: &str, id: &mut Option<String>| {
+        if id.is_none() {
+            let name = (0..).map(|i| format!("_{kind}{i}")).find(|n| !taken.contains(n));
+            taken.extend(name.clone());
+            *id = name;
+        }
+    };
+    for disk in &mut config.disks {
+        fresh("disk", &mut disk.id);
+    }
+    for net in &mut config.net {
+        fresh("net", &mut net.id);
+    }
+    if let Some(vsock) = &mut config.vsock {
+        fresh("vsock", &mut vsock.id);
+    }
+}
+
+fn cpus(config: &VmConfig) -> Result<(), ConfigError> {
+    let cpus = &config.cpus;
+    if !(1..=MAX_CPUS).contains(&cpus.boot_vcpus) {
+        return Err(ConfigError::Cpus(cpus.boot_vcpus));
+    }
+    if cpus.max_vcpus != 0 && cpus.max_vcpus != cpus.boot_vcpus {
+        return Err(ConfigError::MaxCpus { boot: cpus.boot_vcpus, max: cpus.max_vcpus });
+    }
+    match cpus.affinity.iter().find(|a| a.vcpu >= cpus.boot_vcpus) {
+        Some(affinity) => Err(ConfigError::Affinity(affinity.vcpu)),
+        None => Ok(()),
+    }
+}
+
+fn memory(config: &VmConfig) -> Result<(), ConfigError> {
+    let memory = &config.memory;
+    let mut page = PAGE;
+    if memory.hugepages {
+        page = memory.hugepage_size.unwrap_or(2 << 20);
+        if !page.is_power_of_two() || page < PAGE {
+            return Err(ConfigError::HugePageSize(page));
+        }
+    }
+    if memory.size < MIN_MEMORY || !memory.size.is_multiple_of(page) {
+        return Err(ConfigError::Memory(memory.size, page));
+    }
+    Ok(())
+}
+
+fn id(id: &Option<String>) -> String {
+    id.clone().unwrap_or_default()
+}
+
+/// Checks a disk's rules.
+pub fn disk(disk: &DiskConfig) -> Result<(), ConfigError> {
+    if disk.path.as_os_str().is_empty() {
+        return Err(ConfigError::DiskPath(id(&disk.id)));
+    }
+    if !(1..=MAX_QUEUES).contains(&disk.num_queues) {
+        return Err(ConfigError::Queues { id: id(&disk.id), queues: disk.num_queues });
+    }
+    queue_size(&disk.id, disk.queue_size)
+}
+
+/// Checks a network device's rules.
+pub fn net(net: &NetConfig) -> Result<(), ConfigError> {
+    if net.tap.is_empty() {
+        return Err(ConfigError::Tap(id(&net.id)));
+    }
+    if !(2..=MAX_QUEUES).contains(&net.num_queues) || !net.num_queues.is_multiple_of(2) {
+        return Err(ConfigError::QueuePairs { id: id(&net.id), queues: net.num_queues });
+    }
+    if let Some(mac) = &net.mac {
+        parse_mac(mac).ok_or_else(|| ConfigError::Mac { id: id(&net.id), mac: mac.clone() })?;
+    }
+    if let Some(mtu @ ..68) = net.mtu {
+        return Err(ConfigError::Mtu { id: id(&net.id), mtu });
+    }
+    queue_size(&net.id, net.queue_size)
+}
+
+fn queue_size(device: &Option<String>, size: u16) -> Result<(), ConfigError> {
+    if size.is_power_of_two() && (2..=MAX_QUEUE_SIZE).contains(&size) {
+        Ok(())
+    } else {
+        Err(ConfigError::QueueSize { id: id(device), size })
+    }
+}
+
+fn unique_ids(config: &VmConfig) -> Result<(), ConfigError> {
+    let mut seen = BTreeSet::new();
+    let vsock = config.vsock.as_ref().and_then(|v| v.id.as_ref());
+    let ids = config.disks.iter().filter_map(|d| d.id.as_ref());
+    let ids = ids.chain(config.net.iter().filter_map(|n| n.id.as_ref())).chain(vsock);
+    for id in ids {
+        if !seen.insert(id) {
+            return Err(ConfigError::DuplicateId(id.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// A unicast Ethernet address.
+pub fn parse_mac(text: &str) -> Option<Mac> {
+    const MULTICAST: u8 = 1;
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next()?;
+        *byte = (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten()?;
+    }
+    (parts.next().is_none() && mac[0] & MULTICAST == 0).then_some(mac)
+}
+
+/// A locally administered address made from a name: the same name gives the same address.
+pub fn mac_of(name: &str) -> Mac {
+    // FNV-1a.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let b = hash.to_le_bytes();
+    [0x52, 0x54, b[0] ^ b[4], b[1] ^ b[5], b[2] ^ b[6], b[3] ^ b[7]]
+}
+
+#[cfg(test)]
+#[path = "validate_test.rs"]
+mod tests;

@@ -1,0 +1,346 @@
+//! Virtual CPUs: one thread each, an explicit state machine, and kicks that are never lost.
+//!
+//! Whoever wants something of a CPU stores its wish and kicks the thread with a signal. The signal's
+//! handler sets `immediate_exit` in the CPU's `kvm_run`. So whether the signal comes before, at, or
+//! after the entry into KVM_RUN, that call ends, and the wish is looked at before the next one.
+
+use std::cell::Cell;
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::thread::JoinHandle;
+
+use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use parking_lot::{Condvar, Mutex};
+use skerry_devices::bus::Action;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use crate::board::Board;
+
+/// What a CPU is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Run,
+    Pause,
+    Stop,
+}
+
+/// What a CPU does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// It executes the guest.
+    Running,
+    /// It stands still, with no access of the guest half done.
+    Paused,
+    /// Its thread has ended, or is about to.
+    Stopped,
+}
+
+struct Control {
+    inner: Mutex<(Wish, State)>,
+    changed: Condvar,
+}
+
+/// Why a CPU cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// KVM could not emulate what the guest did.
+    Emulation,
+    /// KVM could not enter the guest.
+    Entry(String),
+}
+
+/// What a running CPU reports to the machine's owner.
+pub trait CpuEvents: Send + Sync {
+    /// The guest did something that the machine has to carry out.
+    fn action(&self, action: Action);
+    /// CPU `index` cannot go on. It stands still until it is stopped.
+    fn failed(&self, index: u32, failure: Failure);
+}
+
+thread_local! {
+    /// The `immediate_exit` byte of this thread's CPU.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
+}
+
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let flag = IMMEDIATE_EXIT.get();
+    if !flag.is_null() {
+        // SAFETY: set by this thread to a byte of its CPU's mapped kvm_run, and cleared before
+        // that is unmapped.
+        unsafe { flag.write_volatile(1) };
+    }
+}
+
+fn kick_signal() -> libc::c_int {
+    SIGRTMIN()
+}
+
+/// Installs the kick's handler, once a process.
+fn install_handler() {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        if let Err(e) = register_signal_handler(kick_signal(), on_kick) {
+            // The signal number is a constant that the function accepts.
+            log::error!("cannot install the handler of signal {}: {e}", kick_signal());
+        }
+    });
+}
+
+/// A thread whose CPU can be kicked.
+pub struct KickTarget(libc::pthread_t);
+
+impl KickTarget {
+    /// Makes this thread the one that runs `vcpu`.
+    pub fn of_this_thread(vcpu: &mut VcpuFd) -> KickTarget {
+        install_handler();
+        let run: *mut kvm_run = vcpu.get_kvm_run();
+        // SAFETY: the pointer is to the CPU's mapped kvm_run; only the field's address is taken.
+        IMMEDIATE_EXIT.set(unsafe { &raw mut (*run).immediate_exit });
+        // SAFETY: always succeeds.
+        KickTarget(unsafe { libc::pthread_self() })
+    }
+
+    /// Ends the thread's KVM_RUN, the present one or the next.
+    pub fn kick(&self) {
+        // SAFETY: the owner kicks only threads that it has not joined.
+        unsafe { libc::pthread_kill(self.0, kick_signal()) };
+    }
+}
+
+// SAFETY: a pthread_t is a name, which any thread may use.
+unsafe impl Send for KickTarget {}
+
+/// A CPU's thread, as its owner holds it.
+pub struct Vcpu {
+    control: Arc<Control>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Vcpu {
+    /// Starts CPU `index`'s thread, paused. `prepare` runs on it first: pinning, the sandbox.
+    pub fn start(
+        index: u32,
+        fd: VcpuFd,
+        board: Arc<Board>,
+        events: Arc<dyn CpuEvents>,
+        prepare: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> io::Result<Vcpu> {
+        let control = Arc::new(Control {
+            inner: Mutex::new((Wish::Pause, State::Running)),
+            changed: Condvar::new(),
+        });
+        let shared = control.clone();
+        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+            let mut cpu = Cpu { index, fd, board, events, failed: false };
+            KickTarget::of_this_thread(&mut cpu.fd);
+            let prepared = prepare();
+            let go_on = prepared.is_ok();
+            let _ = ready.send(prepared);
+            if go_on {
+                cpu.run(&shared);
+            }
+            // The mapped kvm_run goes away with the CPU.
+            IMMEDIATE_EXIT.set(ptr::null_mut());
+            shared.inner.lock().1 = State::Stopped;
+            shared.changed.notify_all();
+        })?;
+        started.recv().map_err(|_| io::Error::other("the CPU's thread ended at once"))??;
+        Ok(Vcpu { control, thread: Some(thread) })
+    }
+
+    /// Lets the CPU run. Returns at once.
+    pub fn resume(&self) {
+        self.wish(Wish::Run);
+    }
+
+    /// Asks the CPU to stand still. Returns at once; see [`wait_paused`](Self::wait_paused).
+    pub fn pause(&self) {
+        self.wish(Wish::Pause);
+    }
+
+    /// Waits until the CPU stands still after a [`pause`](Self::pause).
+    pub fn wait_paused(&self) {
+        let mut inner = self.control.inner.lock();
+        while inner.1 == State::Running {
+            self.control.changed.wait(&mut inner);
+        }
+    }
+
+    /// Asks the CPU's thread to end. Returns at once; dropping waits for it.
+    pub fn stop(&self) {
+        self.wish(Wish::Stop);
+    }
+
+    fn wish(&self, wish: Wish) {
+        let mut inner = self.control.inner.lock();
+        if inner.0 == Wish::Stop || inner.1 == State::Stopped {
+            return;
+        }
+        inner.0 = wish;
+        self.control.changed.notify_all();
+        if let (Wish::Pause | Wish::Stop, Some(thread)) = (wish, &self.thread) {
+            use std::os::unix::thread::JoinHandleExt;
+            KickTarget(thread.as_pthread_t()).kick();
+        }
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A CPU, on its own thread.
+struct Cpu {
+    index: u32,
+    fd: VcpuFd,
+    board: Arc<Board>,
+    events: Arc<dyn CpuEvents>,
+    failed: bool,
+}
+
+/// What one KVM_RUN ended with, without borrowing its CPU.
+enum Exit {
+    Io,
+    Mmio,
+    Interrupted,
+    Act(Action),
+    EndOfInterrupt(u8),
+    Failed(Failure),
+    Nothing,
+}
+
+impl Cpu {
+    fn run(&mut self, control: &Control) {
+        loop {
+            let wish = control.inner.lock().0;
+            match wish {
+                Wish::Run if !self.failed => {
+                    while self.step() {}
+                }
+                Wish::Stop => return,
+                Wish::Run | Wish::Pause => {
+                    self.finish_access();
+                    let mut inner = control.inner.lock();
+                    inner.1 = State::Paused;
+                    control.changed.notify_all();
+                    while inner.0 == Wish::Pause || (inner.0 == Wish::Run && self.failed) {
+                        control.changed.wait(&mut inner);
+                    }
+                    if inner.0 == Wish::Run {
+                        inner.1 = State::Running;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Enters the guest once; false if somebody may wish something.
+    fn step(&mut self) -> bool {
+        match self.enter() {
+            Exit::Io => self.io(),
+            Exit::Mmio => self.mmio(),
+            Exit::EndOfInterrupt(vector) => self.board.end_of_interrupt(vector),
+            Exit::Act(action) => self.carry_out(action),
+            Exit::Nothing => {}
+            Exit::Interrupted => {
+                self.fd.set_kvm_immediate_exit(0);
+                return false;
+            }
+            Exit::Failed(failure) => {
+                self.failed = true;
+                self.events.failed(self.index, failure);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn enter(&mut self) -> Exit {
+        match self.fd.run() {
+            Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => Exit::Io,
+            Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => Exit::Mmio,
+            Ok(VcpuExit::Intr) => Exit::Interrupted,
+            Ok(VcpuExit::IoapicEoi(vector)) => Exit::EndOfInterrupt(vector),
+            // A triple fault resets a PC.
+            Ok(VcpuExit::Shutdown) => Exit::Act(Action::Reboot),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Exit::Act(Action::PowerOff),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Exit::Act(Action::Reboot),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => Exit::Act(Action::GuestPanic),
+            Ok(VcpuExit::InternalError) => Exit::Failed(Failure::Emulation),
+            Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::Failed(Failure::Entry(format!("hardware reason {reason:#x} on CPU {cpu}"))),
+            Ok(other) => {
+                log::debug!("vcpu{}: exit {other:?}", self.index);
+                Exit::Nothing
+            }
+            Err(e) => match e.errno() {
+                libc::EINTR | libc::EAGAIN => Exit::Interrupted,
+                _ => Exit::Failed(Failure::Entry(format!("KVM_RUN: {e}"))),
+            },
+        }
+    }
+
+    fn carry_out(&self, action: Action) {
+        match action {
+            Action::None => {}
+            // The guest's next instruction may use the new layout.
+            Action::ChangeLayout(slot) => self.board.change_layout(slot),
+            action => self.events.action(action),
+        }
+    }
+
+    /// Carries out the port access that KVM_RUN ended with, one element at a time: `rep outs` has
+    /// many.
+    fn io(&mut self) {
+        const OUT: u8 = 1;
+        let run: *mut kvm_run = self.fd.get_kvm_run();
+        // SAFETY: the exit was KVM_EXIT_IO, so `io` is the union's live member, and KVM put
+        // `count` elements of `size` bytes at `data_offset` of the same mapping.
+        let (io, data) = unsafe {
+            let io = (*run).__bindgen_anon_1.io;
+            let len = usize::from(io.size) * io.count as usize;
+            let start = run.cast::<u8>().add(io.data_offset as usize);
+            (io, std::slice::from_raw_parts_mut(start, len))
+        };
+        for element in data.chunks_exact_mut(usize::from(io.size.max(1))) {
+            if io.direction == OUT {
+                let action = self.board.ports.write(io.port.into(), element);
+                self.carry_out(action);
+            } else {
+                self.board.ports.read(io.port.into(), element);
+            }
+        }
+    }
+
+    fn mmio(&mut self) {
+        let run: *mut kvm_run = self.fd.get_kvm_run();
+        // SAFETY: the exit was KVM_EXIT_MMIO, so `mmio` is the union's live member.
+        let mmio = unsafe { &mut (*run).__bindgen_anon_1.mmio };
+        let len = (mmio.len as usize).min(mmio.data.len());
+        if mmio.is_write != 0 {
+            let action = self.board.memory_bus.write(mmio.phys_addr, &mmio.data[..len]);
+            self.carry_out(action);
+        } else {
+            self.board.memory_bus.read(mmio.phys_addr, &mut mmio.data[..len]);
+        }
+    }
+
+    /// Lets KVM finish the access that the last exit was for (KVM API §5: state is consistent only
+    /// after re-entry).
+    fn finish_access(&mut self) {
+        if self.failed {
+            return;
+        }
+        self.fd.set_kvm_immediate_exit(1);
+        let _ = self.fd.run();
+        self.fd.set_kvm_immediate_exit(0);
+    }
+}
