@@ -1,7 +1,12 @@
 //! `skerry-bench`: measures Skerry side by side with its peers.
 
 mod bare;
+mod boot;
+mod memory;
+mod peer;
 mod size;
+mod stats;
+mod tap;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -17,10 +22,16 @@ struct Cli {
 enum Command {
     /// Start the payload by a bare KVM program without devices
     Bare(bare::BareArguments),
+    /// Measure the time from process start to the payload's first byte on the serial port
+    Boot(boot::BootArguments),
+    /// Measure the monitor's memory beyond the guest's, with a disk and a network device
+    Memory(memory::MemoryArguments),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Bare(arguments) => bare::run(&arguments),
+        Command::Boot(arguments) => boot::run(&arguments),
+        Command::Memory(arguments) => memory::run(&arguments),
     }
 }

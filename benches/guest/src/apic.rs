@@ -248,9 +248,4 @@ impl IoApic {
             )),
         }
     }
-
-    /// Takes no more interrupts of a pin.
-    pub fn mask(self, pin: u32) {
-        self.write(Self::REDIRECTION + 2 * pin, MASKED);
-    }
 }

@@ -292,35 +292,25 @@ service_rdmsr:
     rdmsr
     xor r8d, r8d
     iretq
-    # 2: wait for an interrupt
-    .balign 32
-    sti
-    hlt
-    cli
-    iretq
-    # 3: interrupts on
+    # 2: interrupts on
     .balign 32
     or dword ptr [rsp + 16], 0x200
     iretq
-    # 4: interrupts off
-    .balign 32
-    and dword ptr [rsp + 16], 0xfffffdff
-    iretq
-    # 5: print rcx (at most 16) bytes at rsi on COM1
+    # 3: print rcx (at most 16) bytes at rsi on COM1
     .balign 32
     jmp service_print
-    # 6: triple fault
+    # 4: triple fault
     .balign 32
     push 0
     push 0
     lidt [rsp]
     ud2
-    # 7: forget the TLB
+    # 5: forget the TLB
     .balign 32
     mov rax, cr3
     mov cr3, rax
     iretq
-    # 8: halt for ever
+    # 6: halt for ever
     .balign 32
 1:
     cli

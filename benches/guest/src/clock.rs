@@ -47,11 +47,6 @@ impl Clock {
         Deadline(now() + ms * self.khz)
     }
 
-    /// Milliseconds since an earlier [`now`].
-    pub fn ms_since(self, earlier: u64) -> u64 {
-        (now() - earlier) / self.khz
-    }
-
     /// Microseconds since an earlier [`now`].
     pub fn us_since(self, earlier: u64) -> u64 {
         (now() - earlier) * 1000 / self.khz

@@ -23,9 +23,7 @@ const LAST_DEVICE: u8 = 0xfe;
 pub enum Service {
     WriteMsr,
     ReadMsr,
-    WaitForInterrupt,
     InterruptsOn,
-    InterruptsOff,
     Print,
     TripleFault,
     FlushTlb,
@@ -111,7 +109,7 @@ fn gate(vector: usize, handler: u64) {
         | ((handler >> 16 & 0xffff) << 48);
     // SAFETY: only the boot processor writes the table, one whole gate at a time; `vector` is below 256 by the
     // array's own bounds check.
-    unsafe { (*(&raw mut idt))[vector] = [low, handler >> 32] };
+    unsafe { idt[vector] = [low, handler >> 32] };
 }
 
 fn stub(first: *const u8, index: usize) -> u64 {
@@ -181,22 +179,6 @@ pub fn enable() {
     // SAFETY: the handlers only touch their counter and the LAPIC's EOI register.
     unsafe {
         asm!("ud2", inout("r10") MAGIC => _, inout("r9") Service::InterruptsOn.address() => _)
-    };
-}
-
-/// Keeps interrupts out.
-pub fn disable() {
-    // SAFETY: fewer interrupts break nothing but waits, and those are bounded.
-    unsafe {
-        asm!("ud2", inout("r10") MAGIC => _, inout("r9") Service::InterruptsOff.address() => _)
-    };
-}
-
-/// Halts the processor until an interrupt arrives.
-pub fn wait_for_interrupt() {
-    // SAFETY: as for `enable`.
-    unsafe {
-        asm!("ud2", inout("r10") MAGIC => _, inout("r9") Service::WaitForInterrupt.address() => _)
     };
 }
 

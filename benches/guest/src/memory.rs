@@ -107,11 +107,6 @@ impl Mmio {
             size,
         })
     }
-
-    /// Where a register lies, for the doorbells of the hot path.
-    pub fn pointer(self, offset: u64) -> *mut u32 {
-        self.at(offset, 4) as *mut u32
-    }
 }
 
 /// RAM that devices may read and write while the program holds it. Its address is the same for both.
@@ -269,11 +264,6 @@ impl Memory {
         Ok(memory)
     }
 
-    /// Bytes that can still be allocated.
-    pub fn free(&self) -> u64 {
-        self.end - self.next
-    }
-
     /// Remembers how much is in use.
     pub fn mark(&self) -> Mark {
         Mark(self.next)
@@ -344,8 +334,7 @@ impl Memory {
     }
 
     fn map_large_page(&mut self, at: u64, physical: u64) -> Outcome {
-        // SAFETY: address of the static root table; no reference to it is made.
-        let mut table = unsafe { &raw mut pml4 } as *mut u64;
+        let mut table = &raw mut pml4 as *mut u64;
         for shift in [39, 30] {
             // SAFETY: `table` is one of the payload's tables: 512 entries, mapped one to one, used by this
             // processor alone while it runs this.

@@ -104,6 +104,6 @@ impl Start {
         self.command_line()
             .split_ascii_whitespace()
             .filter_map(|word| word.strip_prefix(key)?.strip_prefix('='))
-            .last()
+            .next_back()
     }
 }

@@ -45,7 +45,6 @@ pub enum Received<'a> {
     },
     Udp {
         to: Ip,
-        port: u16,
         payload: &'a [u8],
     },
     /// A checksum is wrong.
@@ -130,11 +129,7 @@ fn parse_ip(mac: Mac, packet: &[u8]) -> Received<'_> {
             sequence: be16(body, 6),
             payload,
         },
-        (PROTOCOL_UDP, _) => Received::Udp {
-            to,
-            port: be16(body, 2),
-            payload,
-        },
+        (PROTOCOL_UDP, _) => Received::Udp { to, payload },
         _ => Received::Other,
     }
 }

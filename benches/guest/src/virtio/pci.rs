@@ -53,7 +53,6 @@ pub struct PciTransport {
     common: Mmio,
     notify: Mmio,
     notify_multiplier: u32,
-    isr: Mmio,
     device: Option<Mmio>,
 }
 
@@ -91,11 +90,11 @@ impl PciTransport {
         if common.size() < COMMON_BYTES {
             return Err(failure!("common-area-too-small bytes={}", common.size()));
         }
+        areas[usize::from(ISR)].ok_or_else(|| missing("isr"))?;
         Ok(Self {
             common,
             notify: areas[usize::from(NOTIFY)].ok_or_else(|| missing("notify"))?,
             notify_multiplier,
-            isr: areas[usize::from(ISR)].ok_or_else(|| missing("isr"))?,
             device: areas[usize::from(DEVICE)],
         })
     }
@@ -127,11 +126,6 @@ impl PciTransport {
     /// How many queues the device has.
     pub fn queues(&self) -> u16 {
         self.common.read16(NUM_QUEUES)
-    }
-
-    /// Reads and thereby clears the interrupt status.
-    pub fn interrupt_status(&self) -> u8 {
-        self.isr.read8(0)
     }
 
     pub(super) fn queue_max(&self, index: u16) -> u16 {

@@ -208,11 +208,6 @@ impl Queue {
         self.index
     }
 
-    /// Descriptors not in a chain.
-    pub fn free(&self) -> u16 {
-        self.free
-    }
-
     /// Interrupts that have arrived since the queue was made.
     pub fn interrupts(&self) -> u32 {
         self.interrupt_count() - self.first_count
