@@ -224,7 +224,11 @@ impl Input {
             ended: false,
             home,
         }));
-        Input { worker: worker.clone(), id, done }
+        Input {
+            worker: worker.clone(),
+            id,
+            done,
+        }
     }
 }
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::Parser;
 use skerry_vmm_api::VmConfig;
 use skerry_vmm_api::config::{
-    ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig, RngConfig, VsockConfig,
+    ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig,
+    RngConfig, VsockConfig,
 };
 use skerry_vmm_api::options::{OptionError, from_str};
 
@@ -28,7 +29,13 @@ pub struct Args {
     pub initramfs: Option<PathBuf>,
 
     /// The kernel's command line
-    #[arg(long, value_name = "TEXT", requires = "kernel", allow_hyphen_values = true, help_heading = "VM")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "kernel",
+        allow_hyphen_values = true,
+        help_heading = "VM"
+    )]
     pub cmdline: Option<String>,
 
     /// boot=N[,affinity=[VCPU@[HOST,…],…]][,max_phys_bits=N][,nested=on|off]
@@ -93,12 +100,20 @@ pub struct Args {
 pub struct Rng(Option<RngConfig>);
 
 fn rng(text: &str) -> Result<Rng, OptionError> {
-    Ok(Rng(if text == "off" { None } else { Some(from_str(text)?) }))
+    Ok(Rng(if text == "off" {
+        None
+    } else {
+        Some(from_str(text)?)
+    }))
 }
 
 fn socket(text: &str) -> Result<PathBuf, String> {
     let path = text.strip_prefix("path=").unwrap_or(text);
-    if path.is_empty() { Err("give path=SOCKET".into()) } else { Ok(path.into()) }
+    if path.is_empty() {
+        Err("give path=SOCKET".into())
+    } else {
+        Ok(path.into())
+    }
 }
 
 fn console(text: &str) -> Result<ConsoleConfig, String> {
@@ -109,12 +124,19 @@ fn console(text: &str) -> Result<ConsoleConfig, String> {
         "off" => ConsoleMode::Off,
         _ => match text.strip_prefix("file=") {
             Some(path) if !path.is_empty() => {
-                return Ok(ConsoleConfig { mode: ConsoleMode::File, file: Some(path.into()), ..ConsoleConfig::default() });
+                return Ok(ConsoleConfig {
+                    mode: ConsoleMode::File,
+                    file: Some(path.into()),
+                    ..ConsoleConfig::default()
+                });
             }
             _ => return Err("give tty, pty, null, off or file=PATH".into()),
         },
     };
-    Ok(ConsoleConfig { mode, ..ConsoleConfig::default() })
+    Ok(ConsoleConfig {
+        mode,
+        ..ConsoleConfig::default()
+    })
 }
 
 impl Args {
@@ -145,7 +167,9 @@ impl Args {
         match &self.console {
             Some(console) => config.console = console.clone(),
             // The terminal can be the serial port's by saying so once.
-            None if config.serial.mode == ConsoleMode::Tty => config.console.mode = ConsoleMode::Off,
+            None if config.serial.mode == ConsoleMode::Tty => {
+                config.console.mode = ConsoleMode::Off
+            }
             None => {}
         }
         Some(config)

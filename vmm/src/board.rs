@@ -29,12 +29,20 @@ struct Mapped {
 impl Board {
     /// An empty board.
     pub fn new(vm: Arc<VmFd>, ioapic: Arc<IoApic>) -> Board {
-        Board { ports: Bus::new(), memory_bus: Bus::new(), ioapic, vm, functions: Mutex::default() }
+        Board {
+            ports: Bus::new(),
+            memory_bus: Bus::new(),
+            ioapic,
+            vm,
+            functions: Mutex::default(),
+        }
     }
 
     /// Adds a function and maps it where its BAR is.
     pub fn add(&self, slot: Slot, function: Arc<VirtioPci>) {
-        self.functions.lock().insert(slot, Mapped { function, at: None });
+        self.functions
+            .lock()
+            .insert(slot, Mapped { function, at: None });
         self.change_layout(slot);
     }
 
@@ -46,7 +54,10 @@ impl Board {
     /// All functions, by slot.
     pub fn functions(&self) -> Vec<(Slot, Arc<VirtioPci>)> {
         let functions = self.functions.lock();
-        functions.iter().map(|(slot, m)| (*slot, m.function.clone())).collect()
+        functions
+            .iter()
+            .map(|(slot, m)| (*slot, m.function.clone()))
+            .collect()
     }
 
     /// A CPU ended a level-triggered interrupt.
@@ -57,7 +68,9 @@ impl Board {
     /// Maps the function in `slot` where its BAR says, and its doorbells with it.
     pub fn change_layout(&self, slot: Slot) {
         let mut functions = self.functions.lock();
-        let Some(mapped) = functions.get_mut(&slot) else { return };
+        let Some(mapped) = functions.get_mut(&slot) else {
+            return;
+        };
         let wanted = mapped.function.bar();
         if wanted == mapped.at {
             return;
@@ -67,7 +80,10 @@ impl Board {
             self.doorbells(&mapped.function, old.address, false);
         }
         let Some(bar) = wanted else { return };
-        match self.memory_bus.insert(bar.address, bar.size, mapped.function.clone()) {
+        match self
+            .memory_bus
+            .insert(bar.address, bar.size, mapped.function.clone())
+        {
             Ok(()) => {
                 mapped.at = Some(bar);
                 self.doorbells(&mapped.function, bar.address, true);

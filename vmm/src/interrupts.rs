@@ -30,15 +30,23 @@ struct Routes {
 impl Interrupts {
     /// The routes of `vm`.
     pub fn new(vm: Arc<VmFd>) -> Arc<Interrupts> {
-        Arc::new(Interrupts { vm, routes: Mutex::default() })
+        Arc::new(Interrupts {
+            vm,
+            routes: Mutex::default(),
+        })
     }
 
     fn install(&self, routes: &Routes) -> io::Result<()> {
-        let pins = routes.pins.iter().enumerate().map(|(gsi, m)| entry(gsi, *m));
+        let pins = routes
+            .pins
+            .iter()
+            .enumerate()
+            .map(|(gsi, m)| entry(gsi, *m));
         let vectors = routes.vectors.iter().enumerate();
         let vectors = vectors.filter_map(|(i, m)| m.map(|m| entry(PINS + i, m)));
         let entries: Vec<_> = pins.chain(vectors).collect();
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|e| io::Error::other(format!("{e:?}")))?;
+        let table = KvmIrqRouting::from_entries(&entries)
+            .map_err(|e| io::Error::other(format!("{e:?}")))?;
         self.vm.set_gsi_routing(&table).map_err(io::Error::from)
     }
 }
@@ -72,7 +80,11 @@ impl MsiSource for Vectors {
         let event = EventFd::new(EFD_NONBLOCK)?;
         let gsi = (PINS + index) as u32;
         self.0.vm.register_irqfd(&event, gsi)?;
-        Ok(Arc::new(Vector { interrupts: self.0.clone(), event, index }))
+        Ok(Arc::new(Vector {
+            interrupts: self.0.clone(),
+            event,
+            index,
+        }))
     }
 }
 
@@ -101,7 +113,12 @@ impl MsiVector for Vector {
 
 impl MsiSend for Interrupts {
     fn send(&self, address: u64, data: u32) {
-        let msi = kvm_msi { address_lo: address as u32, address_hi: (address >> 32) as u32, data, ..Default::default() };
+        let msi = kvm_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
         if let Err(e) = self.vm.signal_msi(msi) {
             log::debug!("message {data:#x} to {address:#x}: {e}");
         }

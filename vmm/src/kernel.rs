@@ -77,25 +77,45 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads the kernel in `file` into `memory`. `path` names it in errors.
-    pub fn load(memory: &GuestMemoryMmap, path: &Path, mut file: &File) -> Result<Kernel, KernelError> {
-        let read = |source| KernelError::Read { path: path.to_owned(), source };
-        let load = |source| KernelError::Load { path: path.to_owned(), source };
+    pub fn load(
+        memory: &GuestMemoryMmap,
+        path: &Path,
+        mut file: &File,
+    ) -> Result<Kernel, KernelError> {
+        let read = |source| KernelError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let load = |source| KernelError::Load {
+            path: path.to_owned(),
+            source,
+        };
         let mut head = Vec::with_capacity(0x1000);
         file.take(0x1000).read_to_end(&mut head).map_err(read)?;
         match Kind::of(&head) {
             Kind::Elf => load_elf(memory, &mut file).map_err(load),
             Kind::BzImage(header) => match unpack(file, &header).map_err(read)? {
                 Some(Ok(payload)) if Kind::of(&payload) == Kind::Elf => {
-                    let mut kernel = load_elf(memory, &mut Cursor::new(payload.as_slice())).map_err(load)?;
+                    let mut kernel =
+                        load_elf(memory, &mut Cursor::new(payload.as_slice())).map_err(load)?;
                     kernel.setup_header = Some(header.0);
                     kernel.end = kernel.end.max(header.end());
                     Ok(kernel)
                 }
-                Some(Ok(_)) => Err(KernelError::Kind { path: path.to_owned(), why: "its payload is not an x86-64 ELF".into() }),
-                Some(Err(source)) => Err(KernelError::Unpack { path: path.to_owned(), source }),
+                Some(Ok(_)) => Err(KernelError::Kind {
+                    path: path.to_owned(),
+                    why: "its payload is not an x86-64 ELF".into(),
+                }),
+                Some(Err(source)) => Err(KernelError::Unpack {
+                    path: path.to_owned(),
+                    source,
+                }),
                 None => load_bzimage(memory, &mut file, &header).map_err(load),
             },
-            Kind::Other(why) => Err(KernelError::Kind { path: path.to_owned(), why }),
+            Kind::Other(why) => Err(KernelError::Kind {
+                path: path.to_owned(),
+                why,
+            }),
         }
     }
 }
@@ -112,13 +132,23 @@ impl PartialEq for BzHeader {
 
 impl BzHeader {
     fn payload(&self) -> (u64, u64) {
-        let setup = u64::from(if self.0.setup_sects == 0 { 4 } else { self.0.setup_sects }) + 1;
-        (setup * 512 + u64::from(self.0.payload_offset), u64::from(self.0.payload_length))
+        let setup = u64::from(if self.0.setup_sects == 0 {
+            4
+        } else {
+            self.0.setup_sects
+        }) + 1;
+        (
+            setup * 512 + u64::from(self.0.payload_offset),
+            u64::from(self.0.payload_length),
+        )
     }
 
     /// The end of the memory that the kernel uses before it knows the memory map.
     fn end(&self) -> u64 {
-        self.0.pref_address.saturating_add(u64::from(self.0.init_size)).min(layout::LOW_RAM_END)
+        self.0
+            .pref_address
+            .saturating_add(u64::from(self.0.init_size))
+            .min(layout::LOW_RAM_END)
     }
 }
 
@@ -146,7 +176,9 @@ impl Kind {
                 Kind::Other(format!("it is {name} ELF (machine {other})"))
             }
             _ if head.get(0x202..0x206) == Some(b"HdrS") => Kind::bzimage(head),
-            _ if head.get(0x38..0x3c) == Some(b"ARM\x64") => Kind::Other("it is an ARM64 Image".into()),
+            _ if head.get(0x38..0x3c) == Some(b"ARM\x64") => {
+                Kind::Other("it is an ARM64 Image".into())
+            }
             _ if head.is_empty() => Kind::Other("it is empty".into()),
             _ => Kind::Other("it is neither an ELF nor a bzImage".into()),
         }
@@ -157,10 +189,14 @@ impl Kind {
         const XLF_KERNEL_64: u16 = 1;
         let mut header = setup_header::default();
         let size = size_of::<setup_header>();
-        let Some(bytes) = head.get(0x1f1..0x1f1 + size) else { return Kind::Other("its header is cut off".into()) };
+        let Some(bytes) = head.get(0x1f1..0x1f1 + size) else {
+            return Kind::Other("its header is cut off".into());
+        };
         // SAFETY: setup_header is a packed structure of integers, for which any bytes are a
         // value; both sides are `size` bytes long.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut header).cast::<u8>(), size) };
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut header).cast::<u8>(), size)
+        };
         if header.version < 0x20c || header.xloadflags & XLF_KERNEL_64 == 0 {
             return Kind::Other("it is a bzImage without a 64-bit entry".into());
         }
@@ -168,19 +204,31 @@ impl Kind {
     }
 }
 
-fn load_elf<F>(memory: &GuestMemoryMmap, image: &mut F) -> Result<Kernel, linux_loader::loader::Error>
+fn load_elf<F>(
+    memory: &GuestMemoryMmap,
+    image: &mut F,
+) -> Result<Kernel, linux_loader::loader::Error>
 where
     F: Read + Seek + vm_memory::ReadVolatile,
 {
-    let result: KernelLoaderResult = Elf::load(memory, None, image, Some(GuestAddress(layout::KERNEL)))?;
+    let result: KernelLoaderResult =
+        Elf::load(memory, None, image, Some(GuestAddress(layout::KERNEL)))?;
     let entry = match result.pvh_boot_cap {
         PvhBootCapability::PvhEntryPresent(entry) => Entry::Pvh(entry.0),
         _ => Entry::Linux64(result.kernel_load.0),
     };
-    Ok(Kernel { entry, end: result.kernel_end, setup_header: None })
+    Ok(Kernel {
+        entry,
+        end: result.kernel_end,
+        setup_header: None,
+    })
 }
 
-fn load_bzimage(memory: &GuestMemoryMmap, mut file: &File, header: &BzHeader) -> Result<Kernel, linux_loader::loader::Error> {
+fn load_bzimage(
+    memory: &GuestMemoryMmap,
+    mut file: &File,
+    header: &BzHeader,
+) -> Result<Kernel, linux_loader::loader::Error> {
     // Protocol 2.06 on: the 64-bit entry is 0x200 behind the 32-bit one.
     const ENTRY_64: u64 = 0x200;
     let result = BzImage::load(memory, None, &mut file, Some(GuestAddress(layout::KERNEL)))?;
@@ -199,15 +247,24 @@ fn unpack(mut file: &File, header: &BzHeader) -> std::io::Result<Option<std::io:
     file.take(length).read_to_end(&mut packed)?;
     if (packed.len() as u64) < length {
         let short = format!("it ends {} bytes early", length - packed.len() as u64);
-        return Ok(Some(Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, short))));
+        return Ok(Some(Err(std::io::Error::new(
+            std::io::ErrorKind::UnexpectedEof,
+            short,
+        ))));
     }
     // The last four bytes are the unpacked size.
     let body = packed.len().saturating_sub(4);
-    let size = packed.get(body..).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let size = packed
+        .get(body..)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u32::from_le_bytes);
     packed.truncate(body);
     // The kernel's documentation defines the format by these first bytes.
     Ok(match packed.get(..4) {
-        Some([0x1f, 0x8b, ..]) => Some(read_all(flate2::read::GzDecoder::new(packed.as_slice()), size)),
+        Some([0x1f, 0x8b, ..]) => Some(read_all(
+            flate2::read::GzDecoder::new(packed.as_slice()),
+            size,
+        )),
         Some([0x02, 0x21, 0x4c, 0x18]) => Some(unpack_lz4(&packed[4..])),
         Some([0x28, 0xb5, 0x2f, 0xfd]) => Some(
             ruzstd::decoding::StreamingDecoder::new(packed.as_slice())

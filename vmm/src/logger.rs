@@ -16,7 +16,12 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
             let t = self.start.elapsed();
-            eprintln!("skerry-vmm: {:>10.6}s {}: {}", t.as_secs_f64(), record.level(), record.args());
+            eprintln!(
+                "skerry-vmm: {:>10.6}s {}: {}",
+                t.as_secs_f64(),
+                record.level(),
+                record.args()
+            );
         }
     }
 
@@ -31,7 +36,9 @@ pub fn start(verbosity: u8) {
         2 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
-    let logger = Box::leak(Box::new(Logger { start: Instant::now() }));
+    let logger = Box::leak(Box::new(Logger {
+        start: Instant::now(),
+    }));
     if log::set_logger(logger).is_ok() {
         log::set_max_level(level);
     }

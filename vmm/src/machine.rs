@@ -38,7 +38,7 @@ use crate::board::Board;
 use crate::interrupts::{Interrupts, Vectors};
 use crate::kernel::{Kernel, KernelError};
 use crate::memory::{self, MemoryError};
-use crate::sandbox::{self, ThreadKind};
+use crate::sandbox::{Sandbox, ThreadKind};
 use crate::terminal::Terminal;
 use crate::validate::{mac_of, parse_mac};
 use crate::vcpu::{CpuEvents, Vcpu};
@@ -48,13 +48,20 @@ use crate::vcpu::{CpuEvents, Vcpu};
 #[allow(missing_docs)]
 pub enum MachineError {
     #[error("KVM cannot {what}")]
-    Kvm { what: &'static str, source: kvm_ioctls::Error },
+    Kvm {
+        what: &'static str,
+        source: kvm_ioctls::Error,
+    },
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error("cannot open {what} {path}")]
-    Open { what: &'static str, path: PathBuf, source: io::Error },
+    Open {
+        what: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
     #[error(transparent)]
     Arch(#[from] ArchError),
     #[error(transparent)]
@@ -68,7 +75,10 @@ pub enum MachineError {
     #[error("two devices at one address")]
     Bus(#[from] BusError),
     #[error("cannot {what}")]
-    System { what: &'static str, source: io::Error },
+    System {
+        what: &'static str,
+        source: io::Error,
+    },
 }
 
 fn system(what: &'static str) -> impl Fn(io::Error) -> MachineError {
@@ -92,7 +102,9 @@ impl MachineShape {
     /// Where BARs above 4 GiB may go: first and last address.
     pub fn high_window(&self) -> (u64, u64) {
         const ALIGN: u64 = 1 << 30;
-        let ram_end = layout::ram(self.memory).last().map_or(0, |(base, len)| base + len);
+        let ram_end = layout::ram(self.memory)
+            .last()
+            .map_or(0, |(base, len)| base + len);
         let first = ram_end.max(layout::HIGH_RAM).next_multiple_of(ALIGN);
         let last = (1u64 << self.phys_bits.clamp(36, 52)) - 1;
         (first, last.max(first + ALIGN - 1))
@@ -138,19 +150,29 @@ impl Machine {
         config: &VmConfig,
         terminals: &Terminals,
         events: Arc<dyn CpuEvents>,
+        sandbox: Sandbox,
     ) -> Result<Machine, MachineError> {
         // What may be refused comes before what takes time.
         let kernel_path = config.payload.kernel.clone().unwrap_or_default();
         let kernel_file = open("kernel", &kernel_path)?;
-        let mut initramfs = config.payload.initramfs.as_ref().map(|path| open("initramfs", path)).transpose()?;
+        let mut initramfs = config
+            .payload
+            .initramfs
+            .as_ref()
+            .map(|path| open("initramfs", path))
+            .transpose()?;
         let memory = memory::create(&config.memory)?;
-        let vm = Arc::new(kvm.create_vm().map_err(|source| MachineError::Kvm { what: "create a VM", source })?);
+        let vm = Arc::new(kvm.create_vm().map_err(|source| MachineError::Kvm {
+            what: "create a VM",
+            source,
+        })?);
         arch::prepare_vm(&vm)?;
         memory::map_into(&vm, &memory)?;
         let kernel = Kernel::load(&memory, &kernel_path, &kernel_file)?;
         let ram = GuestRam::new(memory);
 
-        let worker = Worker::start("io", || sandbox::enter(ThreadKind::Worker)).map_err(system("start the I/O worker"))?;
+        let worker = Worker::start("io", move || sandbox.enter(ThreadKind::Worker))
+            .map_err(system("start the I/O worker"))?;
         let mut assembly = Assembly::new(vm.clone(), ram.clone());
         assembly.legacy(config)?;
         let (input, output) = assembly.serial(config, &terminals.serial, &worker.handle())?;
@@ -168,13 +190,31 @@ impl Machine {
         let boot = arch::prepare_boot(ram.memory(), &kernel, cmdline, initramfs.as_mut(), &shape)?;
         let mut cpus = Vec::new();
         for index in 0..shape.cpus {
-            let fd = vm.create_vcpu(index.into()).map_err(|source| MachineError::Kvm { what: "create a CPU", source })?;
+            let fd = vm
+                .create_vcpu(index.into())
+                .map_err(|source| MachineError::Kvm {
+                    what: "create a CPU",
+                    source,
+                })?;
             let start = (index == 0).then_some(&boot);
-            arch::setup_vcpu(kvm, &fd, index, shape.cpus, shape.phys_bits, config.cpus.nested, start)?;
-            let affinity = config.cpus.affinity.iter().find(|a| a.vcpu == index).cloned();
+            arch::setup_vcpu(
+                kvm,
+                &fd,
+                index,
+                shape.cpus,
+                shape.phys_bits,
+                config.cpus.nested,
+                start,
+            )?;
+            let affinity = config
+                .cpus
+                .affinity
+                .iter()
+                .find(|a| a.vcpu == index)
+                .cloned();
             let prepare = move || {
                 pin(affinity.as_ref())?;
-                sandbox::enter(ThreadKind::Vcpu)
+                sandbox.enter(ThreadKind::Vcpu)
             };
             let cpu = Vcpu::start(index, fd, board.clone(), events.clone(), prepare);
             cpus.push(cpu.map_err(system("start a CPU's thread"))?);
@@ -247,10 +287,17 @@ impl Machine {
     pub fn counters(&self) -> VmCounters {
         let named = |(_, function): (Slot, Arc<VirtioPci>)| {
             let counters = function.counters();
-            let counters: BTreeMap<_, _> = counters.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+            let counters: BTreeMap<_, _> = counters
+                .into_iter()
+                .map(|(k, v)| (k.to_owned(), v))
+                .collect();
             (!counters.is_empty()).then(|| (function.name().to_owned(), counters))
         };
-        self.board().functions().into_iter().filter_map(named).collect()
+        self.board()
+            .functions()
+            .into_iter()
+            .filter_map(named)
+            .collect()
     }
 
     /// The devices, by name.
@@ -258,14 +305,25 @@ impl Machine {
         let node = |(slot, function): (Slot, Arc<VirtioPci>)| {
             let id = function.name().to_owned();
             let bdf = format!("0000:00:{:02x}.0", slot.0);
-            (id.clone(), DeviceNode { id, pci_bdf: Some(bdf), children: Vec::new() })
+            (
+                id.clone(),
+                DeviceNode {
+                    id,
+                    pci_bdf: Some(bdf),
+                    children: Vec::new(),
+                },
+            )
         };
         self.board().functions().into_iter().map(node).collect()
     }
 }
 
 fn open(what: &'static str, path: &std::path::Path) -> Result<File, MachineError> {
-    let error = |source| MachineError::Open { what, path: path.to_owned(), source };
+    let error = |source| MachineError::Open {
+        what,
+        path: path.to_owned(),
+        source,
+    };
     let file = File::open(path).map_err(error)?;
     if file.metadata().map_err(error)?.is_dir() {
         return Err(error(io::ErrorKind::IsADirectory.into()));
@@ -274,7 +332,9 @@ fn open(what: &'static str, path: &std::path::Path) -> Result<File, MachineError
 }
 
 fn pin(affinity: Option<&CpuAffinity>) -> io::Result<()> {
-    let Some(affinity) = affinity else { return Ok(()) };
+    let Some(affinity) = affinity else {
+        return Ok(());
+    };
     let mut set = rustix::thread::CpuSet::new();
     for cpu in &affinity.host_cpus {
         if *cpu >= rustix::thread::CpuSet::MAX_CPU {
@@ -282,15 +342,21 @@ fn pin(affinity: Option<&CpuAffinity>) -> io::Result<()> {
         }
         set.set(*cpu);
     }
-    rustix::thread::sched_setaffinity(None, &set)
-        .map_err(|e| io::Error::other(format!("cannot run CPU {} on host CPUs {:?}: {e}", affinity.vcpu, affinity.host_cpus)))
+    rustix::thread::sched_setaffinity(None, &set).map_err(|e| {
+        io::Error::other(format!(
+            "cannot run CPU {} on host CPUs {:?}: {e}",
+            affinity.vcpu, affinity.host_cpus
+        ))
+    })
 }
 
 /// Physical address bits of the host, as KVM shows them to guests.
 fn host_phys_bits(kvm: &Kvm) -> u8 {
     const LEAF: u32 = 0x8000_0008;
     const COMMON: u8 = 40;
-    let Ok(cpuid) = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES) else { return COMMON };
+    let Ok(cpuid) = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES) else {
+        return COMMON;
+    };
     let leaf = cpuid.as_slice().iter().find(|e| e.function == LEAF);
     leaf.map_or(COMMON, |e| e.eax as u8)
 }
@@ -325,8 +391,16 @@ impl Assembly {
     fn legacy(&self, config: &VmConfig) -> Result<(), MachineError> {
         let (ports, memory) = (&self.board.ports, &self.board.memory_bus);
         memory.insert(layout::IOAPIC, 0x1000, self.ioapic.clone())?;
-        memory.insert(layout::ECAM, ECAM_BUS_SIZE, Arc::new(Ecam(self.pci.clone())))?;
-        ports.insert(layout::PCI_PORTS, 8, Arc::new(ConfigPorts(self.pci.clone())))?;
+        memory.insert(
+            layout::ECAM,
+            ECAM_BUS_SIZE,
+            Arc::new(Ecam(self.pci.clone())),
+        )?;
+        ports.insert(
+            layout::PCI_PORTS,
+            8,
+            Arc::new(ConfigPorts(self.pci.clone())),
+        )?;
         ports.insert(layout::I8042, 5, Arc::new(I8042))?;
         ports.insert(layout::RTC, 2, Arc::new(Rtc::default()))?;
         ports.insert(layout::ACPI_REGISTERS, 3, Arc::new(AcpiRegisters))?;
@@ -348,33 +422,59 @@ impl Assembly {
         }
         let line = Arc::new(IoApicPin::new(self.ioapic.clone(), layout::COM1_GSI));
         let duplicate = system("duplicate the serial port's descriptor");
-        let (output, guard): (Box<dyn io::Write + Send>, _) = match terminal.output().map_err(&duplicate)? {
-            Some(fd) => {
-                let (output, guard) = Output::start(fd, worker).map_err(system("start the serial port's output"))?;
-                (Box::new(output), Some(guard))
-            }
-            None => (Box::new(io::sink()), None),
-        };
+        let (output, guard): (Box<dyn io::Write + Send>, _) =
+            match terminal.output().map_err(&duplicate)? {
+                Some(fd) => {
+                    let (output, guard) = Output::start(fd, worker)
+                        .map_err(system("start the serial port's output"))?;
+                    (Box::new(output), Some(guard))
+                }
+                None => (Box::new(io::sink()), None),
+            };
         let resume = Arc::new(EventFd::new(0).map_err(system("make an eventfd"))?);
         let input = terminal.input().map_err(&duplicate)?;
-        let serial = Arc::new(Serial::new(line, output, input.is_some().then(|| resume.clone())));
+        let serial = Arc::new(Serial::new(
+            line,
+            output,
+            input.is_some().then(|| resume.clone()),
+        ));
         self.board.ports.insert(layout::COM1, 8, serial.clone())?;
-        let input = input.map(|fd| Input::start(fd, Box::new(move |bytes| serial.input(bytes)), resume, worker));
+        let input = input.map(|fd| {
+            Input::start(
+                fd,
+                Box::new(move |bytes| serial.input(bytes)),
+                resume,
+                worker,
+            )
+        });
         Ok((input, guard))
     }
 
     fn devices(&mut self, config: &VmConfig, terminals: &Terminals) -> Result<(), MachineError> {
         for disk in &config.disks {
             let id = disk.id.as_deref().unwrap_or_default();
-            let options = DiskOptions { readonly: disk.readonly, direct: disk.direct };
+            let options = DiskOptions {
+                readonly: disk.readonly,
+                direct: disk.direct,
+            };
             let serial = disk.serial.as_deref().unwrap_or(id);
             let opened = Disk::open(&disk.path, &options)?;
-            self.add(id, Box::new(Blk::new(opened, serial, disk.num_queues, disk.queue_size)))?;
+            self.add(
+                id,
+                Box::new(Blk::new(opened, serial, disk.num_queues, disk.queue_size)),
+            )?;
         }
         for net in &config.net {
             let taps = Tap::open(&net.tap, net.num_queues / 2)?;
-            let mac = net.mac.as_deref().and_then(parse_mac).unwrap_or_else(|| mac_of(&net.tap));
-            let offloads = NetOffloads { csum: net.offload_csum, tso: net.offload_tso };
+            let mac = net
+                .mac
+                .as_deref()
+                .and_then(parse_mac)
+                .unwrap_or_else(|| mac_of(&net.tap));
+            let offloads = NetOffloads {
+                csum: net.offload_csum,
+                tso: net.offload_tso,
+            };
             let device = Net::new(taps, mac, net.mtu, net.queue_size, offloads);
             self.add(net.id.as_deref().unwrap_or_default(), Box::new(device))?;
         }
@@ -398,7 +498,14 @@ impl Assembly {
 
     fn add(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
         let slot = self.pci.free_slot()?;
-        let function = VirtioPci::new(name, slot, device, self.next_bar, self.ram.clone(), self.vectors.clone());
+        let function = VirtioPci::new(
+            name,
+            slot,
+            device,
+            self.next_bar,
+            self.ram.clone(),
+            self.vectors.clone(),
+        );
         let function = Arc::new(function.map_err(system("make a device's doorbells"))?);
         self.next_bar += BAR_SIZE;
         self.pci.insert(slot, function.clone());

@@ -6,9 +6,12 @@ use clap::Parser;
 use kvm_ioctls::Kvm;
 use skerry_vmm::api::{ApiSocket, serve};
 use skerry_vmm::args::Args;
-use skerry_vmm::monitor::{Event, Monitor, MonitorOptions, Outcome, RequestError, BootError, chain};
+use skerry_vmm::monitor::{
+    BootError, Event, Monitor, MonitorOptions, Outcome, RequestError, chain,
+};
 use skerry_vmm::probe::{self, ProbeError};
-use skerry_vmm::{logger, sandbox, signals};
+use skerry_vmm::sandbox::Sandbox;
+use skerry_vmm::{logger, signals};
 
 /// Something failed. clap's usage errors end with 2.
 const FAILED: u8 = 1;
@@ -40,7 +43,11 @@ fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
         Some(RequestError::Boot(BootError::Probe(e))) => Some(e),
         _ => error.downcast_ref::<ProbeError>(),
     };
-    if probe.is_some_and(unfit) { UNFIT } else { FAILED }
+    if probe.is_some_and(unfit) {
+        UNFIT
+    } else {
+        FAILED
+    }
 }
 
 fn run(args: &Args) -> Result<Outcome, Box<dyn std::error::Error>> {
@@ -54,11 +61,19 @@ fn run(args: &Args) -> Result<Outcome, Box<dyn std::error::Error>> {
     if vm.is_none() && args.api_socket.is_none() {
         return Err("nothing to do: give --kernel to boot a VM, or --api-socket to be told what to boot (--help shows all)".into());
     }
-    sandbox::set_mode(args.seccomp);
+    let sandbox = Sandbox::new(args.seccomp);
     // Before the first thread, so that all of them leave these signals to one.
     signals::block()?;
-    let socket = args.api_socket.as_deref().map(ApiSocket::listen).transpose()?;
-    let options = MonitorOptions { probe: !args.no_probe, no_reboot: args.no_reboot };
+    let socket = args
+        .api_socket
+        .as_deref()
+        .map(ApiSocket::listen)
+        .transpose()?;
+    let options = MonitorOptions {
+        probe: !args.no_probe,
+        no_reboot: args.no_reboot,
+        sandbox,
+    };
     let mut monitor = Monitor::new(kvm, options);
     let events = monitor.events();
     signals::watch(move |signal| drop(events.send(Event::Signal(signal))))?;
@@ -66,7 +81,7 @@ fn run(args: &Args) -> Result<Outcome, Box<dyn std::error::Error>> {
         monitor.boot_from_flags(vm)?;
     }
     if let Some(socket) = &socket {
-        serve(socket.listener()?, monitor.events())?;
+        serve(socket.listener()?, monitor.events(), sandbox)?;
     }
     Ok(monitor.run())
 }

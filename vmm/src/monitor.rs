@@ -14,6 +14,7 @@ use skerry_vmm_api::requests::{VmInfo, VmState, VmmPingResponse};
 use thiserror::Error;
 
 use crate::machine::{Machine, MachineError, Terminals};
+use crate::sandbox::{Sandbox, ThreadKind};
 use crate::terminal::{Terminal, TerminalError};
 use crate::validate::{self, ConfigError};
 use crate::vcpu::{CpuEvents, Failure};
@@ -48,7 +49,11 @@ pub enum RequestError {
     #[error("a VM exists already: call vm.delete first")]
     Exists,
     #[error("the VM is {is} and cannot {verb}: {remedy}")]
-    State { is: &'static str, verb: &'static str, remedy: &'static str },
+    State {
+        is: &'static str,
+        verb: &'static str,
+        remedy: &'static str,
+    },
     #[error("the configuration is not valid")]
     Config(#[from] ConfigError),
     #[error("a device called `{0}` exists already: give another id")]
@@ -110,6 +115,8 @@ pub struct MonitorOptions {
     pub probe: bool,
     /// A guest's reset ends it like a power off.
     pub no_reboot: bool,
+    /// What confines the threads.
+    pub sandbox: Sandbox,
 }
 
 /// The monitor.
@@ -145,7 +152,9 @@ impl CpuEvents for FromCpus {
     }
 
     fn failed(&self, index: u32, failure: Failure) {
-        let _ = self.events.send(Event::CpuFailed(self.generation, index, failure));
+        let _ = self
+            .events
+            .send(Event::CpuFailed(self.generation, index, failure));
     }
 }
 
@@ -153,7 +162,15 @@ impl Monitor {
     /// A monitor without a VM.
     pub fn new(kvm: Kvm, options: MonitorOptions) -> Monitor {
         let (events, inbox) = std::sync::mpsc::channel();
-        Monitor { kvm, options, events, inbox, vm: None, generation: 0, probed: false }
+        Monitor {
+            kvm,
+            options,
+            events,
+            inbox,
+            vm: None,
+            generation: 0,
+            probed: false,
+        }
     }
 
     /// Where events are sent.
@@ -172,8 +189,13 @@ impl Monitor {
 
     /// Serves events until the monitor is to end.
     pub fn run(mut self) -> Outcome {
+        if let Err(e) = self.options.sandbox.enter(ThreadKind::Monitor) {
+            return Outcome::Failed(format!("cannot enter the sandbox: {e}"));
+        }
         loop {
-            let Ok(event) = self.inbox.recv() else { return Outcome::Done };
+            let Ok(event) = self.inbox.recv() else {
+                return Outcome::Done;
+            };
             let outcome = match event {
                 Event::Request(Request::Exit, reply) => {
                     self.vm = None;
@@ -185,7 +207,9 @@ impl Monitor {
                     None
                 }
                 Event::Guest(Generation(g), action) if g == self.generation => self.guest(action),
-                Event::CpuFailed(Generation(g), index, failure) if g == self.generation => self.cpu_failed(index, &failure),
+                Event::CpuFailed(Generation(g), index, failure) if g == self.generation => {
+                    self.cpu_failed(index, &failure)
+                }
                 Event::Guest(..) | Event::CpuFailed(..) => None,
                 Event::Signal(signal) => {
                     log::info!("signal {signal}: ending");
@@ -236,7 +260,9 @@ impl Monitor {
                 config.net.push(*net);
                 Ok(())
             })?,
-            Request::RemoveDevice(id) => self.change("remove a device", |config| remove_device(config, &id))?,
+            Request::RemoveDevice(id) => {
+                self.change("remove a device", |config| remove_device(config, &id))?
+            }
         }
         Ok(None)
     }
@@ -249,13 +275,21 @@ impl Monitor {
     fn machine(&mut self, verb: &'static str) -> Result<&Machine, RequestError> {
         let vm = self.vm()?;
         let is = state_name(vm.state);
-        vm.machine.as_ref().ok_or(RequestError::State { is, verb, remedy: "call vm.boot first" })
+        vm.machine.as_ref().ok_or(RequestError::State {
+            is,
+            verb,
+            remedy: "call vm.boot first",
+        })
     }
 
     fn running(&mut self, verb: &'static str) -> Result<&Machine, RequestError> {
         let paused = self.vm()?.state == VmState::Paused;
         if paused {
-            return Err(RequestError::State { is: "paused", verb, remedy: "call vm.resume first" });
+            return Err(RequestError::State {
+                is: "paused",
+                verb,
+                remedy: "call vm.resume first",
+            });
         }
         self.machine(verb)
     }
@@ -265,15 +299,30 @@ impl Monitor {
             return Err(RequestError::Exists);
         }
         validate::check(&mut config)?;
-        self.vm = Some(Vm { config, state: VmState::Created, terminals: None, machine: None, owns_process: false });
+        config.cpus.max_vcpus = config.cpus.boot_vcpus;
+        self.vm = Some(Vm {
+            config,
+            state: VmState::Created,
+            terminals: None,
+            machine: None,
+            owns_process: false,
+        });
         Ok(())
     }
 
-    fn change(&mut self, verb: &'static str, change: impl FnOnce(&mut VmConfig) -> Result<(), RequestError>) -> Result<(), RequestError> {
+    fn change(
+        &mut self,
+        verb: &'static str,
+        change: impl FnOnce(&mut VmConfig) -> Result<(), RequestError>,
+    ) -> Result<(), RequestError> {
         let vm = self.vm()?;
         if vm.machine.is_some() {
             let is = state_name(vm.state);
-            return Err(RequestError::State { is, verb, remedy: "devices are added and removed before vm.boot or after vm.shutdown" });
+            return Err(RequestError::State {
+                is,
+                verb,
+                remedy: "devices are added and removed before vm.boot or after vm.shutdown",
+            });
         }
         let mut config = vm.config.clone();
         change(&mut config)?;
@@ -288,7 +337,11 @@ impl Monitor {
     fn boot(&mut self) -> Result<(), RequestError> {
         let vm = self.vm.as_mut().ok_or(RequestError::NoVm)?;
         if vm.machine.is_some() {
-            return Err(RequestError::State { is: state_name(vm.state), verb: "boot", remedy: "call vm.shutdown first, or vm.reboot" });
+            return Err(RequestError::State {
+                is: state_name(vm.state),
+                verb: "boot",
+                remedy: "call vm.shutdown first, or vm.reboot",
+            });
         }
         if self.options.probe && !self.probed {
             crate::probe::run(&self.kvm).map_err(BootError::Probe)?;
@@ -299,13 +352,24 @@ impl Monitor {
             empty => {
                 let opened = open_terminals(&vm.config).map_err(BootError::Terminal)?;
                 vm.config.serial.file = opened.serial.pty.clone().or(vm.config.serial.file.take());
-                vm.config.console.file = opened.console.pty.clone().or(vm.config.console.file.take());
+                vm.config.console.file =
+                    opened.console.pty.clone().or(vm.config.console.file.take());
                 empty.insert(opened)
             }
         };
         self.generation += 1;
-        let events = Arc::new(FromCpus { events: self.events.clone(), generation: Generation(self.generation) });
-        let machine = Machine::boot(&self.kvm, &vm.config, terminals, events).map_err(BootError::Machine)?;
+        let events = Arc::new(FromCpus {
+            events: self.events.clone(),
+            generation: Generation(self.generation),
+        });
+        let machine = Machine::boot(
+            &self.kvm,
+            &vm.config,
+            terminals,
+            events,
+            self.options.sandbox,
+        )
+        .map_err(BootError::Machine)?;
         vm.machine = Some(machine);
         vm.state = VmState::Running;
         Ok(())
@@ -325,7 +389,11 @@ impl Monitor {
                 vm.state = VmState::Running;
                 Ok(())
             }
-            _ => Err(RequestError::State { is: state_name(vm.state), verb: "resume", remedy: "only a paused VM resumes" }),
+            _ => Err(RequestError::State {
+                is: state_name(vm.state),
+                verb: "resume",
+                remedy: "only a paused VM resumes",
+            }),
         }
     }
 
@@ -347,8 +415,15 @@ impl Monitor {
         let info = VmInfo {
             config: vm.config.clone(),
             state: vm.state,
-            memory_actual_size: vm.machine.as_ref().map_or(vm.config.memory.size, Machine::memory_size),
-            device_tree: vm.machine.as_ref().map(Machine::device_tree).unwrap_or_default(),
+            memory_actual_size: vm
+                .machine
+                .as_ref()
+                .map_or(vm.config.memory.size, Machine::memory_size),
+            device_tree: vm
+                .machine
+                .as_ref()
+                .map(Machine::device_tree)
+                .unwrap_or_default(),
         };
         Ok(json(&info))
     }
@@ -360,7 +435,10 @@ impl Monitor {
             Action::Reboot if self.options.no_reboot => self.ended(Outcome::Done),
             Action::Reboot => match self.reboot() {
                 Ok(()) => None,
-                Err(e) => self.ended(Outcome::Failed(format!("the guest's reboot failed: {}", chain(&e).join(": ")))),
+                Err(e) => self.ended(Outcome::Failed(format!(
+                    "the guest's reboot failed: {}",
+                    chain(&e).join(": ")
+                ))),
             },
             Action::GuestPanic => {
                 log::error!("the guest's kernel panicked");
@@ -377,7 +455,9 @@ impl Monitor {
 
     fn cpu_failed(&mut self, index: u32, failure: &Failure) -> Option<Outcome> {
         let why = match failure {
-            Failure::Emulation => format!("KVM could not emulate an instruction on CPU {index}: is this KVM able to run this guest (see --probe-only)?"),
+            Failure::Emulation => format!(
+                "KVM could not emulate an instruction on CPU {index}: is this KVM able to run this guest (see --probe-only)?"
+            ),
             Failure::Entry(why) => format!("KVM could not enter the guest on CPU {index}: {why}"),
         };
         log::error!("{why}");
@@ -404,7 +484,11 @@ fn remove_device(config: &mut VmConfig, id: &str) -> Result<(), RequestError> {
     config.net.retain(|n| n.id.as_deref() != Some(id));
     config.vsock.take_if(|v| v.id.as_deref() == Some(id));
     let after = config.disks.len() + config.net.len() + usize::from(config.vsock.is_some());
-    if before == after { Err(RequestError::NoDevice(id.to_owned())) } else { Ok(()) }
+    if before == after {
+        Err(RequestError::NoDevice(id.to_owned()))
+    } else {
+        Ok(())
+    }
 }
 
 fn state_name(state: VmState) -> &'static str {

@@ -69,7 +69,11 @@ enum Outcome {
 fn attempt(kvm: &Kvm) -> Result<Outcome, ProbeSetupError> {
     let vm = kvm.create_vm()?;
     arch::prepare_vm(&vm)?;
-    let config = MemoryConfig { size: arch::PROBE_MEMORY, thp: false, ..MemoryConfig::default() };
+    let config = MemoryConfig {
+        size: arch::PROBE_MEMORY,
+        thp: false,
+        ..MemoryConfig::default()
+    };
     let memory = memory::create(&config)?;
     memory::map_into(&vm, &memory)?;
     let mut vcpu = vm.create_vcpu(0)?;
@@ -81,20 +85,29 @@ fn attempt(kvm: &Kvm) -> Result<Outcome, ProbeSetupError> {
     let over = Arc::new(AtomicBool::new(false));
     let (finished, watch) = std::sync::mpsc::channel::<()>();
     let expired = over.clone();
-    let watchdog = std::thread::Builder::new().name("probe-deadline".into()).spawn(move || {
-        while watch.recv_timeout(DEADLINE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
-            expired.store(true, Ordering::SeqCst);
-            target.kick();
-        }
-    })?;
+    let watchdog = std::thread::Builder::new()
+        .name("probe-deadline".into())
+        .spawn(move || {
+            while watch.recv_timeout(DEADLINE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                expired.store(true, Ordering::SeqCst);
+                target.kick();
+            }
+        })?;
     let outcome = loop {
         let exit = vcpu.run();
         match exit {
             Ok(VcpuExit::IoOut(arch::PROBE_PORT, &[value])) => break Outcome::Reported(value),
-            Ok(VcpuExit::InternalError) => break Outcome::Other("it does not know an instruction of a kernel".into()),
-            Ok(VcpuExit::Shutdown) => break Outcome::Other("a system call from ring 3 ends in a triple fault".into()),
+            Ok(VcpuExit::InternalError) => {
+                break Outcome::Other("it does not know an instruction of a kernel".into());
+            }
+            Ok(VcpuExit::Shutdown) => {
+                break Outcome::Other("a system call from ring 3 ends in a triple fault".into());
+            }
             Ok(VcpuExit::Intr) | Err(_) if over.load(Ordering::SeqCst) => {
-                break Outcome::Other(format!("a few instructions did not end within {} s", DEADLINE.as_secs()));
+                break Outcome::Other(format!(
+                    "a few instructions did not end within {} s",
+                    DEADLINE.as_secs()
+                ));
             }
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {}
             Ok(other) => break Outcome::Other(format!("unexpected exit {other:?}")),

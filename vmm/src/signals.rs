@@ -30,15 +30,17 @@ pub fn block() -> io::Result<()> {
 
 /// Starts the thread that waits for them.
 pub fn watch(on_signal: impl Fn(i32) + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        let set = set();
-        loop {
-            let mut signal = 0;
-            // SAFETY: `set` is initialised and `signal` is an int.
-            if unsafe { libc::sigwait(&set, &mut signal) } == 0 {
-                on_signal(signal);
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            let set = set();
+            loop {
+                let mut signal = 0;
+                // SAFETY: `set` is initialised and `signal` is an int.
+                if unsafe { libc::sigwait(&set, &mut signal) } == 0 {
+                    on_signal(signal);
+                }
             }
-        }
-    })?;
+        })?;
     Ok(())
 }

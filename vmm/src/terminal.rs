@@ -36,7 +36,11 @@ impl Terminal {
     pub fn open(console: &'static str, config: &ConsoleConfig) -> Result<Terminal, TerminalError> {
         let error = |target: &str| {
             let target = target.to_owned();
-            move |source| TerminalError { console, target, source }
+            move |source| TerminalError {
+                console,
+                target,
+                source,
+            }
         };
         match config.mode {
             ConsoleMode::Off | ConsoleMode::Null => Ok(Terminal::default()),
@@ -44,9 +48,16 @@ impl Terminal {
             ConsoleMode::Pty => Terminal::pty().map_err(error("a new pseudo-terminal")),
             ConsoleMode::File => {
                 let path = config.file.clone().unwrap_or_default();
-                let file = File::options().create(true).write(true).truncate(true).open(&path);
+                let file = File::options()
+                    .create(true)
+                    .write(true)
+                    .truncate(true)
+                    .open(&path);
                 let file = file.map_err(error(&path.display().to_string()))?;
-                Ok(Terminal { output: Some(file.into()), ..Terminal::default() })
+                Ok(Terminal {
+                    output: Some(file.into()),
+                    ..Terminal::default()
+                })
             }
         }
     }
@@ -56,7 +67,12 @@ impl Terminal {
         let input = io::stdin().as_fd().try_clone_to_owned().ok();
         let output = io::stdout().as_fd().try_clone_to_owned()?;
         let raw = input.as_ref().and_then(|fd| RawMode::enter(fd.as_fd()));
-        Ok(Terminal { input, output: Some(output), _raw: raw, ..Terminal::default() })
+        Ok(Terminal {
+            input,
+            output: Some(output),
+            _raw: raw,
+            ..Terminal::default()
+        })
     }
 
     fn pty() -> io::Result<Terminal> {

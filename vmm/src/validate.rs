@@ -34,11 +34,15 @@ pub enum ConfigError {
     HugePageSize(u64),
     #[error("disk `{0}` has no path: give path=FILE")]
     DiskPath(String),
-    #[error("net `{0}` has no tap: give tap=NAME of an interface made with `ip tuntap add dev NAME mode tap`")]
+    #[error(
+        "net `{0}` has no tap: give tap=NAME of an interface made with `ip tuntap add dev NAME mode tap`"
+    )]
     Tap(String),
     #[error("`{id}` num_queues={queues}: give 1 to {MAX_QUEUES}")]
     Queues { id: String, queues: u16 },
-    #[error("`{id}` num_queues={queues}: a network device has two queues a pair, so give an even number up to {MAX_QUEUES}")]
+    #[error(
+        "`{id}` num_queues={queues}: a network device has two queues a pair, so give an even number up to {MAX_QUEUES}"
+    )]
     QueuePairs { id: String, queues: u16 },
     #[error("`{id}` queue_size={size}: give a power of two from 2 to {MAX_QUEUE_SIZE}")]
     QueueSize { id: String, size: u16 },
@@ -82,7 +86,10 @@ pub fn check(config: &mut VmConfig) -> Result<(), ConfigError> {
     {
         return Err(ConfigError::Cid(vsock.cid));
     }
-    for (console, name) in [(&config.serial, "serial port"), (&config.console, "console")] {
+    for (console, name) in [
+        (&config.serial, "serial port"),
+        (&config.console, "console"),
+    ] {
         if console.mode == ConsoleMode::File && console.file.is_none() {
             return Err(ConfigError::ConsoleFile(name));
         }
@@ -100,7 +107,9 @@ fn name_devices(config: &mut VmConfig) {
     taken.extend(config.net.iter().filter_map(|n| n.id.clone()));
     let mut fresh = |kind: &str, id: &mut Option<String>| {
         if id.is_none() {
-            let name = (0..).map(|i| format!("_{kind}{i}")).find(|n| !taken.contains(n));
+            let name = (0..)
+                .map(|i| format!("_{kind}{i}"))
+                .find(|n| !taken.contains(n));
             taken.extend(name.clone());
             *id = name;
         }
@@ -122,7 +131,10 @@ fn cpus(config: &VmConfig) -> Result<(), ConfigError> {
         return Err(ConfigError::Cpus(cpus.boot_vcpus));
     }
     if cpus.max_vcpus != 0 && cpus.max_vcpus != cpus.boot_vcpus {
-        return Err(ConfigError::MaxCpus { boot: cpus.boot_vcpus, max: cpus.max_vcpus });
+        return Err(ConfigError::MaxCpus {
+            boot: cpus.boot_vcpus,
+            max: cpus.max_vcpus,
+        });
     }
     match cpus.affinity.iter().find(|a| a.vcpu >= cpus.boot_vcpus) {
         Some(affinity) => Err(ConfigError::Affinity(affinity.vcpu)),
@@ -155,7 +167,10 @@ pub fn disk(disk: &DiskConfig) -> Result<(), ConfigError> {
         return Err(ConfigError::DiskPath(id(&disk.id)));
     }
     if !(1..=MAX_QUEUES).contains(&disk.num_queues) {
-        return Err(ConfigError::Queues { id: id(&disk.id), queues: disk.num_queues });
+        return Err(ConfigError::Queues {
+            id: id(&disk.id),
+            queues: disk.num_queues,
+        });
     }
     queue_size(&disk.id, disk.queue_size)
 }
@@ -166,13 +181,22 @@ pub fn net(net: &NetConfig) -> Result<(), ConfigError> {
         return Err(ConfigError::Tap(id(&net.id)));
     }
     if !(2..=MAX_QUEUES).contains(&net.num_queues) || !net.num_queues.is_multiple_of(2) {
-        return Err(ConfigError::QueuePairs { id: id(&net.id), queues: net.num_queues });
+        return Err(ConfigError::QueuePairs {
+            id: id(&net.id),
+            queues: net.num_queues,
+        });
     }
     if let Some(mac) = &net.mac {
-        parse_mac(mac).ok_or_else(|| ConfigError::Mac { id: id(&net.id), mac: mac.clone() })?;
+        parse_mac(mac).ok_or_else(|| ConfigError::Mac {
+            id: id(&net.id),
+            mac: mac.clone(),
+        })?;
     }
     if let Some(mtu @ ..68) = net.mtu {
-        return Err(ConfigError::Mtu { id: id(&net.id), mtu });
+        return Err(ConfigError::Mtu {
+            id: id(&net.id),
+            mtu,
+        });
     }
     queue_size(&net.id, net.queue_size)
 }
@@ -181,7 +205,10 @@ fn queue_size(device: &Option<String>, size: u16) -> Result<(), ConfigError> {
     if size.is_power_of_two() && (2..=MAX_QUEUE_SIZE).contains(&size) {
         Ok(())
     } else {
-        Err(ConfigError::QueueSize { id: id(device), size })
+        Err(ConfigError::QueueSize {
+            id: id(device),
+            size,
+        })
     }
 }
 
@@ -189,7 +216,9 @@ fn unique_ids(config: &VmConfig) -> Result<(), ConfigError> {
     let mut seen = BTreeSet::new();
     let vsock = config.vsock.as_ref().and_then(|v| v.id.as_ref());
     let ids = config.disks.iter().filter_map(|d| d.id.as_ref());
-    let ids = ids.chain(config.net.iter().filter_map(|n| n.id.as_ref())).chain(vsock);
+    let ids = ids
+        .chain(config.net.iter().filter_map(|n| n.id.as_ref()))
+        .chain(vsock);
     for id in ids {
         if !seen.insert(id) {
             return Err(ConfigError::DuplicateId(id.clone()));
@@ -205,7 +234,9 @@ pub fn parse_mac(text: &str) -> Option<Mac> {
     let mut parts = text.split(':');
     for byte in &mut mac {
         let part = parts.next()?;
-        *byte = (part.len() == 2).then(|| u8::from_str_radix(part, 16).ok()).flatten()?;
+        *byte = (part.len() == 2)
+            .then(|| u8::from_str_radix(part, 16).ok())
+            .flatten()?;
     }
     (parts.next().is_none() && mac[0] & MULTICAST == 0).then_some(mac)
 }
@@ -213,9 +244,18 @@ pub fn parse_mac(text: &str) -> Option<Mac> {
 /// A locally administered address made from a name: the same name gives the same address.
 pub fn mac_of(name: &str) -> Mac {
     // FNV-1a.
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+    });
     let b = hash.to_le_bytes();
-    [0x52, 0x54, b[0] ^ b[4], b[1] ^ b[5], b[2] ^ b[6], b[3] ^ b[7]]
+    [
+        0x52,
+        0x54,
+        b[0] ^ b[4],
+        b[1] ^ b[5],
+        b[2] ^ b[6],
+        b[3] ^ b[7],
+    ]
 }
 
 #[cfg(test)]

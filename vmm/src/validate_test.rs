@@ -20,8 +20,14 @@ fn refused(change: impl FnOnce(&mut VmConfig), words: &[&str]) {
 #[test]
 fn a_plain_machine_is_accepted_and_its_devices_named() {
     let mut config = config();
-    let disk = DiskConfig { path: "d".into(), ..DiskConfig::default() };
-    let named = DiskConfig { id: Some("_disk0".into()), ..disk.clone() };
+    let disk = DiskConfig {
+        path: "d".into(),
+        ..DiskConfig::default()
+    };
+    let named = DiskConfig {
+        id: Some("_disk0".into()),
+        ..disk.clone()
+    };
     config.disks = vec![disk.clone(), named, disk];
     check(&mut config).unwrap();
     let ids: Vec<_> = config.disks.iter().map(|d| d.id.clone().unwrap()).collect();
@@ -36,17 +42,72 @@ fn each_broken_rule_names_the_thing_and_the_remedy() {
     refused(|c| c.cpus.max_vcpus = 2, &["max=2", "leave max out"]);
     refused(|c| c.memory.size = 4096, &["size=4096"]);
     refused(|c| c.memory.size = (64 << 20) + 1, &["whole pages"]);
-    refused(|c| c.disks.push(DiskConfig::default()), &["_disk0", "path="]);
-    let disk = DiskConfig { path: "d".into(), ..DiskConfig::default() };
-    refused(|c| c.disks.push(DiskConfig { num_queues: 0, ..disk.clone() }), &["num_queues=0"]);
-    refused(|c| c.disks.push(DiskConfig { queue_size: 100, ..disk.clone() }), &["queue_size=100"]);
-    let twin = DiskConfig { id: Some("x".into()), ..disk };
-    refused(|c| c.disks = vec![twin.clone(), twin], &["`x`", "different"]);
+    refused(
+        |c| c.disks.push(DiskConfig::default()),
+        &["_disk0", "path="],
+    );
+    let disk = DiskConfig {
+        path: "d".into(),
+        ..DiskConfig::default()
+    };
+    refused(
+        |c| {
+            c.disks.push(DiskConfig {
+                num_queues: 0,
+                ..disk.clone()
+            })
+        },
+        &["num_queues=0"],
+    );
+    refused(
+        |c| {
+            c.disks.push(DiskConfig {
+                queue_size: 100,
+                ..disk.clone()
+            })
+        },
+        &["queue_size=100"],
+    );
+    let twin = DiskConfig {
+        id: Some("x".into()),
+        ..disk
+    };
+    refused(
+        |c| c.disks = vec![twin.clone(), twin],
+        &["`x`", "different"],
+    );
     refused(|c| c.net.push(NetConfig::default()), &["_net0", "tap="]);
-    let net = NetConfig { tap: "t".into(), ..NetConfig::default() };
-    refused(|c| c.net.push(NetConfig { num_queues: 3, ..net.clone() }), &["num_queues=3", "even"]);
-    refused(|c| c.net.push(NetConfig { mac: Some("01:00:00:00:00:00".into()), ..net.clone() }), &["mac="]);
-    refused(|c| c.net.push(NetConfig { mtu: Some(10), ..net }), &["mtu=10"]);
+    let net = NetConfig {
+        tap: "t".into(),
+        ..NetConfig::default()
+    };
+    refused(
+        |c| {
+            c.net.push(NetConfig {
+                num_queues: 3,
+                ..net.clone()
+            })
+        },
+        &["num_queues=3", "even"],
+    );
+    refused(
+        |c| {
+            c.net.push(NetConfig {
+                mac: Some("01:00:00:00:00:00".into()),
+                ..net.clone()
+            })
+        },
+        &["mac="],
+    );
+    refused(
+        |c| {
+            c.net.push(NetConfig {
+                mtu: Some(10),
+                ..net
+            })
+        },
+        &["mtu=10"],
+    );
     refused(|c| c.serial.mode = ConsoleMode::Tty, &["serial", "console"]);
     refused(|c| c.serial.mode = ConsoleMode::File, &["file=PATH"]);
 }

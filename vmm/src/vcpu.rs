@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::thread::JoinHandle;
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run};
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use parking_lot::{Condvar, Mutex};
 use skerry_devices::bus::Action;
@@ -84,7 +86,10 @@ fn install_handler() {
     INSTALLED.get_or_init(|| {
         if let Err(e) = register_signal_handler(kick_signal(), on_kick) {
             // The signal number is a constant that the function accepts.
-            log::error!("cannot install the handler of signal {}: {e}", kick_signal());
+            log::error!(
+                "cannot install the handler of signal {}: {e}",
+                kick_signal()
+            );
         }
     });
 }
@@ -134,22 +139,35 @@ impl Vcpu {
         });
         let shared = control.clone();
         let (ready, started) = std::sync::mpsc::sync_channel(1);
-        let thread = std::thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
-            let mut cpu = Cpu { index, fd, board, events, failed: false };
-            KickTarget::of_this_thread(&mut cpu.fd);
-            let prepared = prepare();
-            let go_on = prepared.is_ok();
-            let _ = ready.send(prepared);
-            if go_on {
-                cpu.run(&shared);
-            }
-            // The mapped kvm_run goes away with the CPU.
-            IMMEDIATE_EXIT.set(ptr::null_mut());
-            shared.inner.lock().1 = State::Stopped;
-            shared.changed.notify_all();
-        })?;
-        started.recv().map_err(|_| io::Error::other("the CPU's thread ended at once"))??;
-        Ok(Vcpu { control, thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .spawn(move || {
+                let mut cpu = Cpu {
+                    index,
+                    fd,
+                    board,
+                    events,
+                    failed: false,
+                };
+                KickTarget::of_this_thread(&mut cpu.fd);
+                let prepared = prepare();
+                let go_on = prepared.is_ok();
+                let _ = ready.send(prepared);
+                if go_on {
+                    cpu.run(&shared);
+                }
+                // The mapped kvm_run goes away with the CPU.
+                IMMEDIATE_EXIT.set(ptr::null_mut());
+                shared.inner.lock().1 = State::Stopped;
+                shared.changed.notify_all();
+            })?;
+        started
+            .recv()
+            .map_err(|_| io::Error::other("the CPU's thread ended at once"))??;
+        Ok(Vcpu {
+            control,
+            thread: Some(thread),
+        })
     }
 
     /// Lets the CPU run. Returns at once.
@@ -223,9 +241,7 @@ impl Cpu {
         loop {
             let wish = control.inner.lock().0;
             match wish {
-                Wish::Run if !self.failed => {
-                    while self.step() {}
-                }
+                Wish::Run if !self.failed => while self.step() {},
                 Wish::Stop => return,
                 Wish::Run | Wish::Pause => {
                     self.finish_access();
@@ -276,7 +292,9 @@ impl Cpu {
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Exit::Act(Action::Reboot),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _)) => Exit::Act(Action::GuestPanic),
             Ok(VcpuExit::InternalError) => Exit::Failed(Failure::Emulation),
-            Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::Failed(Failure::Entry(format!("hardware reason {reason:#x} on CPU {cpu}"))),
+            Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::Failed(Failure::Entry(format!(
+                "hardware reason {reason:#x} on CPU {cpu}"
+            ))),
             Ok(other) => {
                 log::debug!("vcpu{}: exit {other:?}", self.index);
                 Exit::Nothing
@@ -326,10 +344,15 @@ impl Cpu {
         let mmio = unsafe { &mut (*run).__bindgen_anon_1.mmio };
         let len = (mmio.len as usize).min(mmio.data.len());
         if mmio.is_write != 0 {
-            let action = self.board.memory_bus.write(mmio.phys_addr, &mmio.data[..len]);
+            let action = self
+                .board
+                .memory_bus
+                .write(mmio.phys_addr, &mmio.data[..len]);
             self.carry_out(action);
         } else {
-            self.board.memory_bus.read(mmio.phys_addr, &mut mmio.data[..len]);
+            self.board
+                .memory_bus
+                .read(mmio.phys_addr, &mut mmio.data[..len]);
         }
     }
 

@@ -42,7 +42,10 @@ impl AcpiEvents {
 
     /// Events are announced on `line`.
     pub fn new(line: Arc<dyn IrqLine>) -> AcpiEvents {
-        AcpiEvents { pending: AtomicU8::new(0), line }
+        AcpiEvents {
+            pending: AtomicU8::new(0),
+            line,
+        }
     }
 
     /// Presses the power button.

@@ -15,6 +15,10 @@ impl BusDevice for I8042 {
     }
 
     fn write(&self, offset: u64, _size: u8, value: u64) -> Action {
-        if offset == COMMAND && value & 0xff == PULSE_RESET { Action::Reboot } else { Action::None }
+        if offset == COMMAND && value & 0xff == PULSE_RESET {
+            Action::Reboot
+        } else {
+            Action::None
+        }
     }
 }

@@ -51,7 +51,11 @@ impl IoApic {
     /// A chip with all pins masked.
     pub fn new(msi: Arc<dyn MsiSend>) -> IoApic {
         IoApic {
-            state: Mutex::new(State { select: 0, id: 0, entries: [MASKED; PINS] }),
+            state: Mutex::new(State {
+                select: 0,
+                id: 0,
+                entries: [MASKED; PINS],
+            }),
             msi,
         }
     }
@@ -59,7 +63,9 @@ impl IoApic {
     /// Drives a pin once. A level-triggered one waits for the end of the interrupt before.
     fn pulse(&self, pin: usize) {
         let mut state = self.state.lock();
-        let Some(entry) = state.entries.get_mut(pin) else { return };
+        let Some(entry) = state.entries.get_mut(pin) else {
+            return;
+        };
         if *entry & MASKED != 0 {
             return;
         }
@@ -90,10 +96,16 @@ impl IoApic {
         match select {
             0 => state.id = (value >> 24) as u8 & 0xf,
             0x10..0x40 => {
-                let Some(entry) = state.entries.get_mut(usize::from(select - 0x10) / 2) else { return };
+                let Some(entry) = state.entries.get_mut(usize::from(select - 0x10) / 2) else {
+                    return;
+                };
                 let old = *entry;
                 let value = u64::from(value);
-                let written = if select % 2 == 0 { old >> 32 << 32 | value } else { old & 0xffff_ffff | value << 32 };
+                let written = if select % 2 == 0 {
+                    old >> 32 << 32 | value
+                } else {
+                    old & 0xffff_ffff | value << 32
+                };
                 *entry = written & !READ_ONLY | old & READ_ONLY;
                 if *entry & LEVEL == 0 {
                     *entry &= !REMOTE_IRR;
@@ -120,7 +132,11 @@ impl BusDevice for IoApic {
             (WINDOW, 0 | 2) => u32::from(state.id) << 24,
             (WINDOW, 1) => VERSION,
             (WINDOW, select @ 0x10..0x40) => {
-                let entry = state.entries.get(usize::from(select - 0x10) / 2).copied().unwrap_or(MASKED);
+                let entry = state
+                    .entries
+                    .get(usize::from(select - 0x10) / 2)
+                    .copied()
+                    .unwrap_or(MASKED);
                 (entry >> (32 * (select % 2))) as u32
             }
             _ => 0,

@@ -30,7 +30,12 @@ struct Cmos {
 
 impl Default for Rtc {
     fn default() -> Self {
-        Rtc { cmos: Mutex::new(Cmos { index: 0, ram: [0; 128] }) }
+        Rtc {
+            cmos: Mutex::new(Cmos {
+                index: 0,
+                ram: [0; 128],
+            }),
+        }
     }
 }
 
@@ -42,7 +47,9 @@ impl BusDevice for Rtc {
         }
         let value = match cmos.index {
             0..10 | CENTURY => {
-                let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+                let seconds = SystemTime::now()
+                    .duration_since(UNIX_EPOCH)
+                    .map_or(0, |d| d.as_secs());
                 time_register(cmos.index, seconds).unwrap_or(0)
             }
             STATUS_A => A_TIME_BASE,
@@ -96,7 +103,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day = day - (365 * year + year / 4 - year / 100);
     let month = (5 * day + 2) / 153;
     let day = day - (153 * month + 2) / 5 + 1;
-    let (carry, month) = if month < 10 { (0, month + 3) } else { (1, month - 9) };
+    let (carry, month) = if month < 10 {
+        (0, month + 3)
+    } else {
+        (1, month - 9)
+    };
     (era * 400 + year + carry, month, day)
 }
 
@@ -124,8 +135,18 @@ mod tests {
         // 2026-11-23 12:34:56 UTC, a Monday.
         let t = 20_780 * 86400 + 12 * 3600 + 34 * 60 + 56;
         let read = |index| time_register(index, t).unwrap();
-        assert_eq!([read(0), read(2), read(4), read(6), read(7), read(8), read(9), read(CENTURY)], [
-            0x56, 0x34, 0x12, 2, 0x23, 0x11, 0x26, 0x20
-        ]);
+        assert_eq!(
+            [
+                read(0),
+                read(2),
+                read(4),
+                read(6),
+                read(7),
+                read(8),
+                read(9),
+                read(CENTURY)
+            ],
+            [0x56, 0x34, 0x12, 2, 0x23, 0x11, 0x26, 0x20]
+        );
     }
 }

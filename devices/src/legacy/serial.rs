@@ -44,8 +44,16 @@ pub struct Serial(Mutex<Port>);
 impl Serial {
     /// A port that writes to `output`, which must not block, and interrupts on `line`. `resume` is
     /// rung whenever the guest has read all input.
-    pub fn new(line: Arc<dyn IrqLine>, output: Box<dyn Write + Send>, resume: Option<Arc<EventFd>>) -> Serial {
-        Serial(Mutex::new(Uart::with_events(Line(line), RoomAgain(resume), output)))
+    pub fn new(
+        line: Arc<dyn IrqLine>,
+        output: Box<dyn Write + Send>,
+        resume: Option<Arc<EventFd>>,
+    ) -> Serial {
+        Serial(Mutex::new(Uart::with_events(
+            Line(line),
+            RoomAgain(resume),
+            output,
+        )))
     }
 
     /// Bytes that were typed; how many of them fitted.

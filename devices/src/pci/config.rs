@@ -93,7 +93,10 @@ impl ConfigSpace {
         let mut raw = [0; 8];
         raw.copy_from_slice(&self.bytes[BAR0..BAR0 + 8]);
         let address = u64::from_le_bytes(raw) & !(self.bar_size - 1);
-        Some(Bar { address, size: self.bar_size })
+        Some(Bar {
+            address,
+            size: self.bar_size,
+        })
     }
 
     /// Appends a capability: its id, its body, and which bits of the body may be written.
@@ -128,8 +131,15 @@ impl ConfigSpace {
     /// Writes the bits that may be written.
     pub fn write(&mut self, offset: u16, size: u8, value: u32) {
         let start = usize::from(offset);
-        for (i, byte) in value.to_le_bytes().into_iter().take(size.into()).enumerate() {
-            if let (Some(old), Some(mask)) = (self.bytes.get_mut(start + i), self.writable.get(start + i)) {
+        for (i, byte) in value
+            .to_le_bytes()
+            .into_iter()
+            .take(size.into())
+            .enumerate()
+        {
+            if let (Some(old), Some(mask)) =
+                (self.bytes.get_mut(start + i), self.writable.get(start + i))
+            {
                 *old = *old & !mask | byte & mask;
             }
         }

@@ -63,13 +63,19 @@ impl PciRoot {
             class: 0x06_0000,
             subsystem: 0x1100,
         }))));
-        PciRoot { slots: ArcSwap::from_pointee(slots), address: AtomicU32::new(0) }
+        PciRoot {
+            slots: ArcSwap::from_pointee(slots),
+            address: AtomicU32::new(0),
+        }
     }
 
     /// The first free slot.
     pub fn free_slot(&self) -> Result<Slot, PciError> {
         let slots = self.slots.load();
-        let free = slots.iter().position(Option::is_none).ok_or(PciError::Full)?;
+        let free = slots
+            .iter()
+            .position(Option::is_none)
+            .ok_or(PciError::Full)?;
         Ok(Slot(free as u8))
     }
 
@@ -87,13 +93,23 @@ impl PciRoot {
     fn read(&self, bus: u8, device: u8, function: u8, offset: u16, size: u8) -> u64 {
         let slots = self.slots.load();
         match slots.get(usize::from(device)) {
-            Some(Some(f)) if bus == 0 && function == 0 && aligned(offset, size) => f.config_read(offset, size).into(),
+            Some(Some(f)) if bus == 0 && function == 0 && aligned(offset, size) => {
+                f.config_read(offset, size).into()
+            }
             // Master abort.
             _ => u64::MAX,
         }
     }
 
-    fn write(&self, bus: u8, device: u8, function: u8, offset: u16, size: u8, value: u64) -> Action {
+    fn write(
+        &self,
+        bus: u8,
+        device: u8,
+        function: u8,
+        offset: u16,
+        size: u8,
+        value: u64,
+    ) -> Action {
         let slots = self.slots.load();
         match slots.get(usize::from(device)) {
             Some(Some(f)) if bus == 0 && function == 0 && aligned(offset, size) => {
@@ -113,7 +129,12 @@ pub struct Ecam(pub Arc<PciRoot>);
 
 impl Ecam {
     fn parts(offset: u64) -> (u8, u8, u8, u16) {
-        ((offset >> 20) as u8, (offset >> 15 & 0x1f) as u8, (offset >> 12 & 7) as u8, (offset & 0xfff) as u16)
+        (
+            (offset >> 20) as u8,
+            (offset >> 15 & 0x1f) as u8,
+            (offset >> 12 & 7) as u8,
+            (offset & 0xfff) as u16,
+        )
     }
 }
 
@@ -138,7 +159,12 @@ impl ConfigPorts {
         let address = self.0.address.load(Ordering::Relaxed);
         (address >> 31 == 1).then(|| {
             let register = (address & 0xfc) as u16 + (offset & 3) as u16;
-            ((address >> 16) as u8, (address >> 11 & 0x1f) as u8, (address >> 8 & 7) as u8, register)
+            (
+                (address >> 16) as u8,
+                (address >> 11 & 0x1f) as u8,
+                (address >> 8 & 7) as u8,
+                register,
+            )
         })
     }
 }
@@ -157,7 +183,10 @@ impl BusDevice for ConfigPorts {
 
     fn write(&self, offset: u64, size: u8, value: u64) -> Action {
         match offset {
-            0 if size == 4 => self.0.address.store(value as u32 & 0x80ff_fffc, Ordering::Relaxed),
+            0 if size == 4 => self
+                .0
+                .address
+                .store(value as u32 & 0x80ff_fffc, Ordering::Relaxed),
             4..8 => {
                 if let Some((b, d, f, register)) = self.target(offset) {
                     return self.0.write(b, d, f, register, size, value);

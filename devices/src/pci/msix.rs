@@ -62,9 +62,16 @@ pub struct Msix {
 impl Msix {
     /// A table of `vectors` entries, all masked.
     pub fn new(vectors: u16, source: Arc<dyn MsiSource>) -> Msix {
-        let masked = Entry { control: MASKED, ..Entry::default() };
+        let masked = Entry {
+            control: MASKED,
+            ..Entry::default()
+        };
         Msix {
-            table: Mutex::new(Table { entries: vec![masked; vectors.into()], enabled: false, masked: false }),
+            table: Mutex::new(Table {
+                entries: vec![masked; vectors.into()],
+                enabled: false,
+                masked: false,
+            }),
             vectors: (0..vectors)
                 .map(|_| {
                     Arc::new(MsixVector {
@@ -106,7 +113,9 @@ impl Msix {
     /// Reads the table.
     pub fn table_read(&self, offset: u64, size: u8) -> u64 {
         let table = self.table.lock();
-        let Some(e) = table.entries.get((offset / MSIX_ENTRY) as usize) else { return 0 };
+        let Some(e) = table.entries.get((offset / MSIX_ENTRY) as usize) else {
+            return 0;
+        };
         let low = e.address;
         let high = u64::from(e.control) << 32 | u64::from(e.data);
         match (offset % MSIX_ENTRY, size) {
@@ -125,7 +134,9 @@ impl Msix {
     pub fn table_write(&self, offset: u64, size: u8, value: u64) {
         let mut table = self.table.lock();
         let index = (offset / MSIX_ENTRY) as usize;
-        let Some(e) = table.entries.get_mut(index) else { return };
+        let Some(e) = table.entries.get_mut(index) else {
+            return;
+        };
         let old = (e.address, e.data);
         match (offset % MSIX_ENTRY, size) {
             (0, 8) => e.address = value & !3,
@@ -159,7 +170,9 @@ impl Msix {
     }
 
     fn apply(&self, table: &Table, index: usize, message_changed: bool) {
-        let (Some(e), Some(vector)) = (table.entries.get(index), self.vectors.get(index)) else { return };
+        let (Some(e), Some(vector)) = (table.entries.get(index), self.vectors.get(index)) else {
+            return;
+        };
         let masked = !table.enabled || table.masked || e.control & MASKED != 0;
         let was_masked = vector.masked.load(Ordering::SeqCst);
         if !masked && (was_masked || message_changed) && !self.route(vector, e) {
@@ -174,7 +187,10 @@ impl Msix {
     fn route(&self, vector: &MsixVector, e: &Entry) -> bool {
         let made = match vector.vector.get() {
             Some(made) => Ok(made),
-            None => self.source.vector().map(|new| vector.vector.get_or_init(|| new)),
+            None => self
+                .source
+                .vector()
+                .map(|new| vector.vector.get_or_init(|| new)),
         };
         match made.and_then(|v| v.route(e.address, e.data)) {
             Ok(()) => true,

@@ -59,12 +59,20 @@ fn an_unmasked_vector_fires_where_the_table_says() {
 fn a_masked_vector_is_pending_and_fires_once_when_unmasked() {
     for mask_function in [false, true] {
         let (msix, wire) = msix();
-        if mask_function { msix.set_control(ENABLE | MASK_ALL) } else { msix.table_write(12, 4, 1) }
+        if mask_function {
+            msix.set_control(ENABLE | MASK_ALL)
+        } else {
+            msix.table_write(12, 4, 1)
+        }
         let vector = msix.vector(0).unwrap();
         vector.fire();
         vector.fire();
         assert_eq!((fired(&wire), msix.pending_read(0, 8)), (0, 1));
-        if mask_function { msix.set_control(ENABLE) } else { msix.table_write(12, 4, 0) }
+        if mask_function {
+            msix.set_control(ENABLE)
+        } else {
+            msix.table_write(12, 4, 0)
+        }
         assert_eq!((fired(&wire), msix.pending_read(0, 8)), (1, 0));
     }
 }

@@ -18,7 +18,13 @@ impl PciFunction for Plain {
 }
 
 fn space() -> ConfigSpace {
-    let mut space = ConfigSpace::new(Identity { vendor: 0x1af4, device: 0x1042, revision: 1, class: 0x01_8000, subsystem: 0x40 });
+    let mut space = ConfigSpace::new(Identity {
+        vendor: 0x1af4,
+        device: 0x1042,
+        revision: 1,
+        class: 0x01_8000,
+        subsystem: 0x40,
+    });
     space.set_bar(0xc000_0000, 0x8000);
     space
 }
@@ -26,10 +32,19 @@ fn space() -> ConfigSpace {
 #[test]
 fn a_bar_tells_its_size_and_moves() {
     let mut space = space();
-    assert_eq!(space.bar(), Some(Bar { address: 0xc000_0000, size: 0x8000 }));
+    assert_eq!(
+        space.bar(),
+        Some(Bar {
+            address: 0xc000_0000,
+            size: 0x8000
+        })
+    );
     space.write(0x10, 4, 0xffff_ffff);
     space.write(0x14, 4, 0xffff_ffff);
-    assert_eq!((space.read(0x10, 4), space.read(0x14, 4)), (0xffff_8004, 0xffff_ffff));
+    assert_eq!(
+        (space.read(0x10, 4), space.read(0x14, 4)),
+        (0xffff_8004, 0xffff_ffff)
+    );
     space.write(0x10, 4, 0xc123_8000);
     space.write(0x14, 4, 1);
     assert_eq!(space.bar().map(|b| b.address), Some(0x1_c123_8000));
@@ -65,7 +80,11 @@ fn ecam_and_ports_show_the_same_functions() {
         }
     }
     assert_eq!(ecam.read(1 << 15, 4) as u32, 0x1042_1af4);
-    assert_eq!(ecam.read(1 << 15 | 1 << 12, 4) as u32, u32::MAX, "no function 1");
+    assert_eq!(
+        ecam.read(1 << 15 | 1 << 12, 4) as u32,
+        u32::MAX,
+        "no function 1"
+    );
 }
 
 #[test]

@@ -7,7 +7,7 @@
 mod registers;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -58,6 +58,8 @@ struct Shared {
     isr: AtomicU8,
     msix: Msix,
     config_vector: AtomicU16,
+    /// How often the driver broke the device.
+    breaks: AtomicU32,
 }
 
 impl Shared {
@@ -90,7 +92,25 @@ impl Notify for QueueNotify {
     }
 
     fn needs_reset(&self, why: &str) {
-        log::error!("{}: the guest's driver broke the device: {why}", self.shared.name);
+        // The guest decides how often this happens, so it does not decide how much is logged.
+        const LOGGED: u32 = 3;
+        match self.shared.breaks.fetch_add(1, Ordering::Relaxed) {
+            n @ 0..LOGGED => {
+                let last = if n + 1 == LOGGED {
+                    " (further ones are not logged)"
+                } else {
+                    ""
+                };
+                log::error!(
+                    "{}: the guest's driver broke the device: {why}{last}",
+                    self.shared.name
+                );
+            }
+            _ => log::debug!(
+                "{}: the guest's driver broke the device: {why}",
+                self.shared.name
+            ),
+        }
         self.shared.registers.lock().status |= features::STATUS_NEEDS_RESET;
         self.config_changed();
     }
@@ -134,14 +154,23 @@ impl VirtioPci {
             isr: AtomicU8::new(0),
             msix: Msix::new(vectors, msi),
             config_vector: AtomicU16::new(NO_VECTOR),
+            breaks: AtomicU32::new(0),
         };
         Ok(VirtioPci {
             slot,
             shared: Arc::new(shared),
-            config: Mutex::new(PciConfig { space, msix_capability, window_capability }),
+            config: Mutex::new(PciConfig {
+                space,
+                msix_capability,
+                window_capability,
+            }),
             device_config: ArcSwap::from_pointee(device.config()),
-            kicks: (0..queues).map(|_| Ok(Arc::new(EventFd::new(0)?))).collect::<std::io::Result<_>>()?,
-            vectors: (0..queues).map(|_| Arc::new(AtomicU16::new(NO_VECTOR))).collect(),
+            kicks: (0..queues)
+                .map(|_| Ok(Arc::new(EventFd::new(0)?)))
+                .collect::<std::io::Result<_>>()?,
+            vectors: (0..queues)
+                .map(|_| Arc::new(AtomicU16::new(NO_VECTOR)))
+                .collect(),
             device: Mutex::new(device),
             memory,
         })
@@ -159,7 +188,10 @@ impl VirtioPci {
 
     /// The queues' doorbells: offsets in the BAR, and the eventfds they ring.
     pub fn doorbells(&self) -> impl Iterator<Item = (u64, &EventFd)> {
-        self.kicks.iter().enumerate().map(|(i, kick)| (NOTIFY + NOTIFY_MULTIPLIER * i as u64, &**kick))
+        self.kicks
+            .iter()
+            .enumerate()
+            .map(|(i, kick)| (NOTIFY + NOTIFY_MULTIPLIER * i as u64, &**kick))
     }
 
     /// What the device counted.
@@ -180,7 +212,9 @@ impl VirtioPci {
         self.device.lock().reset();
         self.shared.msix.reset();
         self.shared.isr.store(0, Ordering::Relaxed);
-        self.shared.config_vector.store(NO_VECTOR, Ordering::Relaxed);
+        self.shared
+            .config_vector
+            .store(NO_VECTOR, Ordering::Relaxed);
         for vector in &self.vectors {
             vector.store(NO_VECTOR, Ordering::Relaxed);
         }
@@ -224,7 +258,10 @@ impl VirtioPci {
         };
         let mut device = self.device.lock();
         for (index, state) in states {
-            let notify = QueueNotify { shared: self.shared.clone(), vector: self.vectors[usize::from(index)].clone() };
+            let notify = QueueNotify {
+                shared: self.shared.clone(),
+                vector: self.vectors[usize::from(index)].clone(),
+            };
             let start = QueueStart {
                 state,
                 features: negotiated,
@@ -266,11 +303,17 @@ impl VirtioPci {
                 }
             };
         }
-        if registers.set_status(value) { Action::Activate(self.slot) } else { Action::None }
+        if registers.set_status(value) {
+            Action::Activate(self.slot)
+        } else {
+            Action::None
+        }
     }
 
     fn forget_vectors(&self) {
-        self.shared.config_vector.store(NO_VECTOR, Ordering::Relaxed);
+        self.shared
+            .config_vector
+            .store(NO_VECTOR, Ordering::Relaxed);
         for vector in &self.vectors {
             vector.store(NO_VECTOR, Ordering::Relaxed);
         }
@@ -283,7 +326,9 @@ impl VirtioPci {
             QUEUE_MSIX_VECTOR => {
                 let select = self.shared.registers.lock().queue_select;
                 let vector = self.vectors.get(usize::from(select));
-                vector.map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed)).into()
+                vector
+                    .map_or(NO_VECTOR, |v| v.load(Ordering::Relaxed))
+                    .into()
             }
             _ => self.shared.registers.lock().read(offset, size),
         };
@@ -295,11 +340,18 @@ impl VirtioPci {
         let vector = |value: u64| {
             let value = value as u16;
             // A vector that does not exist is refused by showing none (virtio 1.3 §4.1.5.1.2).
-            if value < self.shared.msix.len() { value } else { NO_VECTOR }
+            if value < self.shared.msix.len() {
+                value
+            } else {
+                NO_VECTOR
+            }
         };
         match offset {
             DEVICE_STATUS if size == 1 => return self.write_status(value as u8),
-            CONFIG_MSIX_VECTOR => self.shared.config_vector.store(vector(value), Ordering::Relaxed),
+            CONFIG_MSIX_VECTOR => self
+                .shared
+                .config_vector
+                .store(vector(value), Ordering::Relaxed),
             QUEUE_MSIX_VECTOR => {
                 let select = self.shared.registers.lock().queue_select;
                 if let Some(v) = self.vectors.get(usize::from(select)) {
@@ -394,7 +446,11 @@ impl PciFunction for VirtioPci {
             let control = config.space.read(control, 2) as u16;
             self.shared.msix.set_control(control);
         }
-        if before == config.space.bar() { Action::None } else { Action::ChangeLayout(self.slot) }
+        if before == config.space.bar() {
+            Action::None
+        } else {
+            Action::ChangeLayout(self.slot)
+        }
     }
 }
 
@@ -423,11 +479,17 @@ impl BusDevice for VirtioPci {
             COMMON..ISR => return self.common_write(offset - COMMON, size, value),
             // Usually the hypervisor's ioeventfd takes these.
             NOTIFY..MSIX_TABLE => {
-                if let Some(kick) = self.kicks.get(((offset - NOTIFY) / NOTIFY_MULTIPLIER) as usize) {
+                if let Some(kick) = self
+                    .kicks
+                    .get(((offset - NOTIFY) / NOTIFY_MULTIPLIER) as usize)
+                {
                     let _ = kick.write(1);
                 }
             }
-            MSIX_TABLE..MSIX_PBA => self.shared.msix.table_write(offset - MSIX_TABLE, size, value),
+            MSIX_TABLE..MSIX_PBA => self
+                .shared
+                .msix
+                .table_write(offset - MSIX_TABLE, size, value),
             _ => {}
         }
         Action::None

@@ -41,16 +41,26 @@ impl Drop for SocketFile {
 impl ApiSocket {
     /// Listens on `path`. A socket that a dead monitor left there is replaced.
     pub fn listen(path: &Path) -> Result<ApiSocket, SocketError> {
-        let error = |source| SocketError::Listen { path: path.to_owned(), source };
+        let error = |source| SocketError::Listen {
+            path: path.to_owned(),
+            source,
+        };
         match std::fs::symlink_metadata(path) {
-            Ok(metadata) if !metadata.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
-            Ok(_) if UnixStream::connect(path).is_ok() => return Err(SocketError::InUse(path.to_owned())),
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                return Err(SocketError::NotASocket(path.to_owned()));
+            }
+            Ok(_) if UnixStream::connect(path).is_ok() => {
+                return Err(SocketError::InUse(path.to_owned()));
+            }
             Ok(_) => std::fs::remove_file(path).map_err(error)?,
             Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(error)?;
         listener.set_nonblocking(true).map_err(error)?;
-        Ok(ApiSocket { listener, _file: SocketFile(path.to_owned()) })
+        Ok(ApiSocket {
+            listener,
+            _file: SocketFile(path.to_owned()),
+        })
     }
 
     /// The listener, for the server's thread.

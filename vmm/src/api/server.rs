@@ -20,6 +20,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::monitor::{Answer, Event, Request, RequestError, chain};
+use crate::sandbox::{Sandbox, ThreadKind};
 
 /// Bytes of a request's body.
 const MAX_BODY: usize = 1 << 20;
@@ -29,23 +30,33 @@ const MAX_CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves the API on a thread of its own.
-pub fn serve(listener: StdListener, monitor: Sender<Event>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("api".into()).spawn(move || {
-        runtime.block_on(async move {
-            match UnixListener::from_std(listener) {
-                Ok(listener) => accept(listener, monitor).await,
-                Err(e) => log::error!("API socket: {e}"),
+pub fn serve(listener: StdListener, monitor: Sender<Event>, sandbox: Sandbox) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name("api".into())
+        .spawn(move || {
+            if let Err(e) = sandbox.enter(ThreadKind::Api) {
+                log::error!("the API cannot enter the sandbox: {e}");
+                return;
             }
-        });
-    })?;
+            runtime.block_on(async move {
+                match UnixListener::from_std(listener) {
+                    Ok(listener) => accept(listener, monitor).await,
+                    Err(e) => log::error!("API socket: {e}"),
+                }
+            });
+        })?;
     Ok(())
 }
 
 async fn accept(listener: UnixListener, monitor: Sender<Event>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(e) => {
@@ -83,7 +94,10 @@ impl Refusal {
     }
 }
 
-async fn handle(request: hyper::Request<Incoming>, monitor: &Sender<Event>) -> Response<Full<Bytes>> {
+async fn handle(
+    request: hyper::Request<Incoming>,
+    monitor: &Sender<Event>,
+) -> Response<Full<Bytes>> {
     match answer(request, monitor).await {
         Ok(Some(body)) => respond(StatusCode::OK, &body),
         Ok(None) => {
@@ -94,7 +108,9 @@ async fn handle(request: hyper::Request<Incoming>, monitor: &Sender<Event>) -> R
         Err(Refusal(status, messages)) => {
             let mut response = respond(status, &messages);
             if status == StatusCode::METHOD_NOT_ALLOWED {
-                response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, PUT"));
+                response
+                    .headers_mut()
+                    .insert(ALLOW, hyper::header::HeaderValue::from_static("GET, PUT"));
             }
             response
         }
@@ -105,14 +121,25 @@ fn respond(status: StatusCode, body: &impl serde::Serialize) -> Response<Full<By
     let body = serde_json::to_vec(body).unwrap_or_default();
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        hyper::header::HeaderValue::from_static("application/json"),
+    );
     response
 }
 
-async fn answer(request: hyper::Request<Incoming>, monitor: &Sender<Event>) -> Result<Option<serde_json::Value>, Refusal> {
+async fn answer(
+    request: hyper::Request<Incoming>,
+    monitor: &Sender<Event>,
+) -> Result<Option<serde_json::Value>, Refusal> {
     let endpoint = route(request.method(), request.uri().path())?;
     let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
-    let body = body.map_err(|e| Refusal::new(StatusCode::BAD_REQUEST, format!("the request's body cannot be read: {e}")))?;
+    let body = body.map_err(|e| {
+        Refusal::new(
+            StatusCode::BAD_REQUEST,
+            format!("the request's body cannot be read: {e}"),
+        )
+    })?;
     if endpoint.operation == Operation::OpenApi {
         return Ok(Some(openapi()));
     }
@@ -120,8 +147,13 @@ async fn answer(request: hyper::Request<Incoming>, monitor: &Sender<Event>) -> R
     let (reply, answer) = oneshot::channel::<Answer>();
     let reply = Box::new(move |answer| drop(reply.send(answer)));
     let gone = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the monitor is ending");
-    monitor.send(Event::Request(request, reply)).map_err(|_| gone())?;
-    answer.await.map_err(|_| gone())?.map_err(|e| Refusal(status(&e), chain(&e)))
+    monitor
+        .send(Event::Request(request, reply))
+        .map_err(|_| gone())?;
+    answer
+        .await
+        .map_err(|_| gone())?
+        .map_err(|e| Refusal(status(&e), chain(&e)))
 }
 
 fn route(method: &Method, path: &str) -> Result<&'static Endpoint, Refusal> {
@@ -163,7 +195,11 @@ fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     serde_path_to_error::deserialize(&mut deserializer).map_err(|e| {
         let path = e.path().to_string();
         let cause = e.into_inner().to_string();
-        let what = if path == "." { "the request's body is not valid".to_owned() } else { format!("`{path}` is not valid") };
+        let what = if path == "." {
+            "the request's body is not valid".to_owned()
+        } else {
+            format!("`{path}` is not valid")
+        };
         Refusal(StatusCode::BAD_REQUEST, vec![what, cause])
     })
 }

@@ -11,7 +11,10 @@ use rustix::fs::MemfdFlags;
 use skerry_vmm_api::config::MemoryConfig;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
 
 use crate::arch::layout;
 
@@ -27,7 +30,9 @@ pub enum MemoryError {
         host: u64,
     },
     /// Huge pages are not there.
-    #[error("cannot reserve {size} bytes of huge pages: raise /proc/sys/vm/nr_hugepages or drop hugepages=on")]
+    #[error(
+        "cannot reserve {size} bytes of huge pages: raise /proc/sys/vm/nr_hugepages or drop hugepages=on"
+    )]
     HugePages {
         /// What was asked for, in bytes.
         size: u64,
@@ -51,7 +56,10 @@ pub enum MemoryError {
 pub fn create(config: &MemoryConfig) -> Result<GuestMemoryMmap, MemoryError> {
     let host = host_memory();
     if config.size > host {
-        return Err(MemoryError::TooLarge { size: config.size, host });
+        return Err(MemoryError::TooLarge {
+            size: config.size,
+            host,
+        });
     }
     let system = |what| move |source: io::Error| MemoryError::System { what, source };
     let memfd = memfd(config).map_err(|e| failed(config, "create", e))?;
@@ -65,7 +73,13 @@ pub fn create(config: &MemoryConfig) -> Result<GuestMemoryMmap, MemoryError> {
     let mut regions = Vec::new();
     let mut offset = 0;
     for (base, len) in layout::ram(config.size) {
-        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | if config.prefault { libc::MAP_POPULATE } else { 0 };
+        let flags = libc::MAP_SHARED
+            | libc::MAP_NORESERVE
+            | if config.prefault {
+                libc::MAP_POPULATE
+            } else {
+                0
+            };
         let mapping = MmapRegionBuilder::new(len as usize)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(flags)
@@ -82,7 +96,10 @@ pub fn create(config: &MemoryConfig) -> Result<GuestMemoryMmap, MemoryError> {
 
 fn failed(config: &MemoryConfig, what: &'static str, source: io::Error) -> MemoryError {
     if config.hugepages {
-        MemoryError::HugePages { size: config.size, source }
+        MemoryError::HugePages {
+            size: config.size,
+            source,
+        }
     } else {
         MemoryError::System { what, source }
     }
@@ -127,7 +144,10 @@ fn host_memory() -> u64 {
 pub fn map_into(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
     for (slot, region) in memory.iter().enumerate() {
         let host = region.get_host_address(vm_memory::MemoryRegionAddress(0));
-        let host = host.map_err(|e| MemoryError::System { what: "address", source: io::Error::other(e) })?;
+        let host = host.map_err(|e| MemoryError::System {
+            what: "address",
+            source: io::Error::other(e),
+        })?;
         let kvm_region = kvm_userspace_memory_region {
             slot: slot as u32,
             flags: 0,

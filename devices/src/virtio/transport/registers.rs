@@ -51,7 +51,10 @@ impl Registers {
         let queues = queue_sizes.iter().map(|size| QueueRegisters {
             max_size: *size,
             enabled: false,
-            state: QueueState { size: *size, ..QueueState::default() },
+            state: QueueState {
+                size: *size,
+                ..QueueState::default()
+            },
         });
         Registers {
             status: 0,
@@ -68,13 +71,19 @@ impl Registers {
 
     pub fn reset(&mut self) {
         let sizes: Vec<u16> = self.queues.iter().map(|q| q.max_size).collect();
-        *self = Registers { config_generation: self.config_generation, ..Registers::new(self.device_features, &sizes) };
+        *self = Registers {
+            config_generation: self.config_generation,
+            ..Registers::new(self.device_features, &sizes)
+        };
     }
 
     /// The queues that the driver enabled, with where they stand.
     pub fn enabled_queues(&self) -> Vec<(u16, QueueState)> {
         let numbered = (0..).zip(&self.queues);
-        numbered.filter(|(_, q)| q.enabled).map(|(i, q)| (i, q.state)).collect()
+        numbered
+            .filter(|(_, q)| q.enabled)
+            .map(|(i, q)| (i, q.state))
+            .collect()
     }
 
     pub fn save(&mut self, index: u16, state: QueueState) {
@@ -88,7 +97,8 @@ impl Registers {
         if self.phase == Phase::Resetting {
             return false;
         }
-        let mut status = value & !features::STATUS_NEEDS_RESET | self.status & features::STATUS_NEEDS_RESET;
+        let mut status =
+            value & !features::STATUS_NEEDS_RESET | self.status & features::STATUS_NEEDS_RESET;
         let added = status & !self.status;
         if added & features::STATUS_FEATURES_OK != 0 {
             // What was not offered, or an old driver, is refused by not keeping the bit (§3.1.1).
@@ -113,7 +123,13 @@ impl Registers {
     pub fn read(&self, offset: u64, size: u8) -> u64 {
         use offsets::*;
         let queue = |field: fn(&QueueRegisters) -> u64| self.selected().map_or(0, field);
-        let word = |features: u64, select: u32| if select < 2 { features >> (32 * select) & 0xffff_ffff } else { 0 };
+        let word = |features: u64, select: u32| {
+            if select < 2 {
+                features >> (32 * select) & 0xffff_ffff
+            } else {
+                0
+            }
+        };
         match offset {
             DEVICE_FEATURE_SELECT => self.device_feature_select.into(),
             DEVICE_FEATURE => word(self.device_features, self.device_feature_select),
@@ -159,7 +175,9 @@ impl Registers {
 
     fn write_queue(&mut self, offset: u64, size: u8, value: u64) {
         use offsets::*;
-        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else { return };
+        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else {
+            return;
+        };
         if queue.enabled {
             return;
         }

@@ -2,19 +2,21 @@
 //!
 //! The tables and AML are written by the `acpi_tables` crate; ACPI 6.5 is the source.
 
+use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Equal, Field, FieldAccessType, FieldEntry,
-    FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion,
-    OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store,
+    AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Equal, Field, FieldAccessType,
+    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method,
+    Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as Space, GAS};
-use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::madt::{
+    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
+};
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::Aml;
 use skerry_devices::legacy::AcpiEvents;
 use skerry_devices::pci::ECAM_BUS_SIZE;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -28,9 +30,16 @@ const TABLE: [u8; 8] = *b"SKERRYVM";
 /// Writes all tables; where the root pointer is.
 pub fn write_tables(memory: &GuestMemoryMmap, shape: &MachineShape) -> Result<u64, ArchError> {
     // The root pointer comes first, at the start of the area.
-    let mut writer = Writer { memory, next: layout::ACPI + Rsdp::len().next_multiple_of(16) as u64 };
+    let mut writer = Writer {
+        memory,
+        next: layout::ACPI + Rsdp::len().next_multiple_of(16) as u64,
+    };
     let dsdt = writer.put(&dsdt(shape))?;
-    let tables = [writer.put(&fadt(dsdt))?, writer.put(&madt(shape))?, writer.put(&mcfg())?];
+    let tables = [
+        writer.put(&fadt(dsdt))?,
+        writer.put(&madt(shape))?,
+        writer.put(&mcfg())?,
+    ];
     let mut xsdt = XSDT::new(OEM, TABLE, 1);
     for table in tables {
         xsdt.add_entry(table);
@@ -55,7 +64,11 @@ impl Writer<'_> {
         let end = at + bytes.len() as u64;
         let room = layout::ACPI + layout::ACPI_LEN - at;
         if bytes.len() as u64 > room {
-            return Err(ArchError::Room { what: "an ACPI table", needed: bytes.len() as u64, room });
+            return Err(ArchError::Room {
+                what: "an ACPI table",
+                needed: bytes.len() as u64,
+                room,
+            });
         }
         self.memory.write_slice(&bytes, GuestAddress(at))?;
         self.next = end.next_multiple_of(16);
@@ -85,10 +98,19 @@ fn fadt(dsdt: u64) -> impl Aml {
 }
 
 fn madt(shape: &MachineShape) -> impl Aml {
-    let mut madt = MADT::new(OEM, TABLE, 1, LocalInterruptController::Address(layout::LOCAL_APIC));
+    let mut madt = MADT::new(
+        OEM,
+        TABLE,
+        1,
+        LocalInterruptController::Address(layout::LOCAL_APIC),
+    );
     for cpu in 0..shape.cpus {
         // At most 64 CPUs: their ids fit.
-        madt.add_structure(ProcessorLocalApic::new(cpu as u8, cpu as u8, EnabledStatus::Enabled));
+        madt.add_structure(ProcessorLocalApic::new(
+            cpu as u8,
+            cpu as u8,
+            EnabledStatus::Enabled,
+        ));
     }
     madt.add_structure(IoApic::new(0, layout::IOAPIC as u32, 0));
     madt
@@ -132,9 +154,28 @@ fn pci_root(shape: &MachineShape, aml: &mut Vec<u8>) {
     let config_ports = IO::new(layout::PCI_PORTS as u16, layout::PCI_PORTS as u16, 1, 8);
     let ports_below = AddressSpace::new_io(0u16, layout::PCI_PORTS as u16 - 1, None);
     let ports_above = AddressSpace::new_io(layout::PCI_PORTS as u16 + 8, 0xffffu16, None);
-    let low = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, layout::PCI_WINDOW as u32, window_end as u32, None);
-    let high = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, high.0, high.1, None);
-    let crs = ResourceTemplate::new(vec![&bus, &config_ports, &ports_below, &ports_above, &low, &high]);
+    let low = AddressSpace::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        layout::PCI_WINDOW as u32,
+        window_end as u32,
+        None,
+    );
+    let high = AddressSpace::new_memory(
+        AddressSpaceCacheable::NotCacheable,
+        true,
+        high.0,
+        high.1,
+        None,
+    );
+    let crs = ResourceTemplate::new(vec![
+        &bus,
+        &config_ports,
+        &ports_below,
+        &ports_above,
+        &low,
+        &high,
+    ]);
     in_system_bus(
         &Device::new(
             name("PCI0"),
@@ -201,7 +242,13 @@ fn pvpanic(aml: &mut Vec<u8>) {
 
 fn power_button(aml: &mut Vec<u8>) {
     in_system_bus(
-        &Device::new(name("PWRB"), vec![&Name::new(name("_HID"), &EISAName::new("PNP0C0C")), &Name::new(name("_UID"), &0u8)]),
+        &Device::new(
+            name("PWRB"),
+            vec![
+                &Name::new(name("_HID"), &EISAName::new("PNP0C0C")),
+                &Name::new(name("_UID"), &0u8),
+            ],
+        ),
         aml,
     );
 }
@@ -209,7 +256,12 @@ fn power_button(aml: &mut Vec<u8>) {
 /// The Generic Event Device (§5.6.9): its interrupt says that the event register has something.
 fn events(aml: &mut Vec<u8>) {
     let irq = Interrupt::new(true, true, false, false, layout::ACPI_EVENTS_GSI as u32);
-    let region = OpRegion::new(name("EREG"), OpRegionSpace::SystemIO, &(layout::ACPI_EVENTS as u16), &1u8);
+    let region = OpRegion::new(
+        name("EREG"),
+        OpRegionSpace::SystemIO,
+        &(layout::ACPI_EVENTS as u16),
+        &1u8,
+    );
     let field = Field::new(
         name("EREG"),
         FieldAccessType::Byte,

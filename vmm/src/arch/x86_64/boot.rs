@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 
 use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
-use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
+use linux_loader::loader::elf::start_info::{
+    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{ArchError, acpi, layout, registers};
@@ -42,7 +44,9 @@ pub fn prepare_boot(
     shape: &MachineShape,
 ) -> Result<Boot, ArchError> {
     write_command_line(memory, kernel, cmdline)?;
-    let initramfs = initramfs.map(|file| load_initramfs(memory, file, kernel.end, shape.memory)).transpose()?;
+    let initramfs = initramfs
+        .map(|file| load_initramfs(memory, file, kernel.end, shape.memory))
+        .transpose()?;
     let rsdp = acpi::write_tables(memory, shape)?;
     let map = memory_map(shape.memory);
     let boot = match kernel.entry {
@@ -56,13 +60,20 @@ pub fn prepare_boot(
             Boot::Linux64 { entry }
         }
     };
-    for (i, descriptor) in registers::gdt(matches!(boot, Boot::Linux64 { .. })).into_iter().enumerate() {
+    for (i, descriptor) in registers::gdt(matches!(boot, Boot::Linux64 { .. }))
+        .into_iter()
+        .enumerate()
+    {
         memory.write_obj(descriptor, GuestAddress(layout::GDT + 8 * i as u64))?;
     }
     Ok(boot)
 }
 
-fn write_command_line(memory: &GuestMemoryMmap, kernel: &Kernel, cmdline: &str) -> Result<(), ArchError> {
+fn write_command_line(
+    memory: &GuestMemoryMmap,
+    kernel: &Kernel,
+    cmdline: &str,
+) -> Result<(), ArchError> {
     let max = match (&kernel.setup_header, kernel.entry) {
         (Some(header), _) if header.cmdline_size != 0 => header.cmdline_size as usize,
         (_, Entry::Linux64(_)) => LINUX_COMMAND_LINE - 1,
@@ -70,25 +81,43 @@ fn write_command_line(memory: &GuestMemoryMmap, kernel: &Kernel, cmdline: &str) 
     };
     let max = max.min(layout::COMMAND_LINE_MAX - 1);
     if cmdline.len() > max {
-        return Err(ArchError::CommandLine { len: cmdline.len(), max });
+        return Err(ArchError::CommandLine {
+            len: cmdline.len(),
+            max,
+        });
     }
     if cmdline.bytes().any(|b| b == 0) {
         return Err(ArchError::CommandLineZero);
     }
     memory.write_slice(cmdline.as_bytes(), GuestAddress(layout::COMMAND_LINE))?;
-    memory.write_obj(0u8, GuestAddress(layout::COMMAND_LINE + cmdline.len() as u64))?;
+    memory.write_obj(
+        0u8,
+        GuestAddress(layout::COMMAND_LINE + cmdline.len() as u64),
+    )?;
     Ok(())
 }
 
 /// Puts the initramfs at the end of low memory; (address, size).
-fn load_initramfs(memory: &GuestMemoryMmap, file: &mut File, kernel_end: u64, ram: u64) -> Result<(u64, u64), ArchError> {
+fn load_initramfs(
+    memory: &GuestMemoryMmap,
+    file: &mut File,
+    kernel_end: u64,
+    ram: u64,
+) -> Result<(u64, u64), ArchError> {
     let size = file.seek(SeekFrom::End(0)).map_err(ArchError::Initramfs)?;
     file.rewind().map_err(ArchError::Initramfs)?;
     let low_end = ram.min(layout::LOW_RAM_END);
     let start = kernel_end.next_multiple_of(4096);
     let room = low_end.saturating_sub(start);
-    let address = low_end.checked_sub(size).map(|a| a & !0xfff).filter(|a| *a >= start);
-    let address = address.ok_or(ArchError::Room { what: "the initramfs", needed: size, room })?;
+    let address = low_end
+        .checked_sub(size)
+        .map(|a| a & !0xfff)
+        .filter(|a| *a >= start);
+    let address = address.ok_or(ArchError::Room {
+        what: "the initramfs",
+        needed: size,
+        room,
+    })?;
     memory.read_exact_volatile_from(GuestAddress(address), file, size as usize)?;
     Ok((address, size))
 }
@@ -97,14 +126,22 @@ fn load_initramfs(memory: &GuestMemoryMmap, file: &mut File, kernel_end: u64, ra
 fn memory_map(ram: u64) -> Vec<(u64, u64, u32)> {
     let mut map = vec![
         (0, layout::LOW_MEMORY_END, E820_RAM),
-        (layout::LOW_MEMORY_END, layout::ACPI - layout::LOW_MEMORY_END, E820_RESERVED),
+        (
+            layout::LOW_MEMORY_END,
+            layout::ACPI - layout::LOW_MEMORY_END,
+            E820_RESERVED,
+        ),
         (layout::ACPI, layout::ACPI_LEN, E820_ACPI),
     ];
     for (start, len) in layout::ram(ram) {
         let first = start.max(layout::KERNEL);
         map.push((first, start + len - first, E820_RAM));
     }
-    map.push((layout::ECAM, skerry_devices::pci::ECAM_BUS_SIZE, E820_RESERVED));
+    map.push((
+        layout::ECAM,
+        skerry_devices::pci::ECAM_BUS_SIZE,
+        E820_RESERVED,
+    ));
     map.sort_unstable();
     map
 }
@@ -116,11 +153,24 @@ fn write_start_info(
     initramfs: Option<(u64, u64)>,
 ) -> Result<(), ArchError> {
     for (i, (addr, size, type_)) in map.iter().enumerate() {
-        let entry = hvm_memmap_table_entry { addr: *addr, size: *size, type_: *type_, reserved: 0 };
-        memory.write_obj(Plain(entry), GuestAddress(layout::PVH_MEMMAP + (size_of_val(&entry) * i) as u64))?;
+        let entry = hvm_memmap_table_entry {
+            addr: *addr,
+            size: *size,
+            type_: *type_,
+            reserved: 0,
+        };
+        memory.write_obj(
+            Plain(entry),
+            GuestAddress(layout::PVH_MEMMAP + (size_of_val(&entry) * i) as u64),
+        )?;
     }
     if let Some((paddr, size)) = initramfs {
-        let module = hvm_modlist_entry { paddr, size, cmdline_paddr: 0, reserved: 0 };
+        let module = hvm_modlist_entry {
+            paddr,
+            size,
+            cmdline_paddr: 0,
+            reserved: 0,
+        };
         memory.write_obj(Plain(module), GuestAddress(layout::PVH_MODULES))?;
     }
     let info = hvm_start_info {
@@ -128,7 +178,11 @@ fn write_start_info(
         version: 1,
         flags: 0,
         nr_modules: initramfs.is_some().into(),
-        modlist_paddr: if initramfs.is_some() { layout::PVH_MODULES } else { 0 },
+        modlist_paddr: if initramfs.is_some() {
+            layout::PVH_MODULES
+        } else {
+            0
+        },
         cmdline_paddr: layout::COMMAND_LINE,
         rsdp_paddr: rsdp,
         memmap_paddr: layout::PVH_MEMMAP,
@@ -169,7 +223,11 @@ fn write_boot_params(
     }
     params.acpi_rsdp_addr = rsdp;
     for (slot, (addr, size, type_)) in params.e820_table.iter_mut().zip(map) {
-        *slot = boot_e820_entry { addr: *addr, size: *size, r#type: *type_ };
+        *slot = boot_e820_entry {
+            addr: *addr,
+            size: *size,
+            r#type: *type_,
+        };
     }
     params.e820_entries = map.len() as u8;
     memory.write_obj(Plain(params), GuestAddress(layout::BOOT_INFO))?;
@@ -180,14 +238,21 @@ fn write_boot_params(
 fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), ArchError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
-    let (pml4, pdpt, directories) = (layout::PAGE_TABLES, layout::PAGE_TABLES + 0x1000, layout::PAGE_TABLES + 0x2000);
+    let (pml4, pdpt, directories) = (
+        layout::PAGE_TABLES,
+        layout::PAGE_TABLES + 0x1000,
+        layout::PAGE_TABLES + 0x2000,
+    );
     memory.write_obj(pdpt | PRESENT_WRITABLE, GuestAddress(pml4))?;
     for gib in 0..4 {
         let directory = directories + 0x1000 * gib;
         memory.write_obj(directory | PRESENT_WRITABLE, GuestAddress(pdpt + 8 * gib))?;
         for i in 0..512 {
             let page = (gib << 30) + (i << 21);
-            memory.write_obj(page | PRESENT_WRITABLE | LARGE, GuestAddress(directory + 8 * i))?;
+            memory.write_obj(
+                page | PRESENT_WRITABLE | LARGE,
+                GuestAddress(directory + 8 * i),
+            )?;
         }
     }
     Ok(())

@@ -14,7 +14,13 @@ const EDX_HTT: u32 = 1 << 28;
 const ECX_SVM: u32 = 1 << 2;
 
 /// The CPUID of virtual CPU `index` of `count`, one socket of one-thread cores.
-pub fn for_vcpu(kvm_fd: &Kvm, index: u32, count: u32, phys_bits: u8, nested: bool) -> Result<CpuId, ArchError> {
+pub fn for_vcpu(
+    kvm_fd: &Kvm,
+    index: u32,
+    count: u32,
+    phys_bits: u8,
+    nested: bool,
+) -> Result<CpuId, ArchError> {
     let mut cpuid = kvm_fd
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(kvm("tell which CPU features it supports"))?;
@@ -25,7 +31,14 @@ pub fn for_vcpu(kvm_fd: &Kvm, index: u32, count: u32, phys_bits: u8, nested: boo
     Ok(cpuid)
 }
 
-fn adjust(e: &mut kvm_cpuid_entry2, index: u32, count: u32, phys_bits: u8, nested: bool, deadline: bool) {
+fn adjust(
+    e: &mut kvm_cpuid_entry2,
+    index: u32,
+    count: u32,
+    phys_bits: u8,
+    nested: bool,
+    deadline: bool,
+) {
     // Bits of an APIC id that tell cores apart.
     let core_bits = count.next_power_of_two().trailing_zeros();
     match e.function {
@@ -40,7 +53,11 @@ fn adjust(e: &mut kvm_cpuid_entry2, index: u32, count: u32, phys_bits: u8, neste
             if !nested {
                 e.ecx &= !ECX_VMX;
             }
-            e.edx = if count > 1 { e.edx | EDX_HTT } else { e.edx & !EDX_HTT };
+            e.edx = if count > 1 {
+                e.edx | EDX_HTT
+            } else {
+                e.edx & !EDX_HTT
+            };
         }
         // Intel: caches. Level 3 is shared by all, the others are a core's own.
         4 if e.eax & 0x1f != 0 => {

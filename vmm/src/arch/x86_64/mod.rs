@@ -27,7 +27,9 @@ pub enum ArchError {
         source: kvm_ioctls::Error,
     },
     /// The kernel, its initramfs or its command line do not fit.
-    #[error("{what} does not fit: it needs {needed:#x} bytes and guest memory has {room:#x} for it. Give the guest more memory")]
+    #[error(
+        "{what} does not fit: it needs {needed:#x} bytes and guest memory has {room:#x} for it. Give the guest more memory"
+    )]
     Room {
         /// What does not fit.
         what: &'static str,
@@ -65,9 +67,13 @@ pub fn prepare_vm(vm: &VmFd) -> Result<(), ArchError> {
         .map_err(kvm("place its identity map"))?;
     vm.set_tss_address(layout::KVM_TSS as usize)
         .map_err(kvm("place its task state segment"))?;
-    let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+    let mut split = kvm_enable_cap {
+        cap: KVM_CAP_SPLIT_IRQCHIP,
+        ..Default::default()
+    };
     split.args[0] = PINS as u64;
-    vm.enable_cap(&split).map_err(kvm("split its interrupt controllers"))
+    vm.enable_cap(&split)
+        .map_err(kvm("split its interrupt controllers"))
 }
 
 /// Sets up virtual CPU `index` of `count`. The first one starts at `boot`; the others wait.
@@ -81,7 +87,8 @@ pub fn setup_vcpu(
     boot: Option<&Boot>,
 ) -> Result<(), ArchError> {
     let cpuid = cpuid::for_vcpu(kvm_fd, index, count, phys_bits, nested)?;
-    vcpu.set_cpuid2(&cpuid).map_err(kvm("set a CPU's features"))?;
+    vcpu.set_cpuid2(&cpuid)
+        .map_err(kvm("set a CPU's features"))?;
     registers::set_msrs(vcpu)?;
     match boot {
         Some(boot) => registers::set_entry(vcpu, boot),

@@ -69,13 +69,25 @@ pub fn probe_program(memory: &GuestMemoryMmap, vcpu: &VcpuFd) -> Result<(), Arch
     memory.write_obj(PDPT | USER_WRITABLE_PRESENT, GuestAddress(PML4))?;
     memory.write_obj(DIRECTORY | USER_WRITABLE_PRESENT, GuestAddress(PDPT))?;
     memory.write_obj(USER_WRITABLE_PRESENT | LARGE, GuestAddress(DIRECTORY))?;
-    for (address, code) in [(CODE, MAIN), (HANDLER, SYSCALL_HANDLER), (USER, USER_PROGRAM)] {
+    for (address, code) in [
+        (CODE, MAIN),
+        (HANDLER, SYSCALL_HANDLER),
+        (USER, USER_PROGRAM),
+    ] {
         memory.write_slice(code, GuestAddress(address))?;
     }
     // null, kernel code, kernel data, user data, user code, TSS (two entries). SYSCALL derives
     // its segments from STAR; iretq loads the user ones from here.
     let tss = TSS << 16 | 0x0000_8b00_0000_0067;
-    let gdt = [0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff, tss, 0];
+    let gdt = [
+        0u64,
+        0x00af_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0x00cf_f300_0000_ffff,
+        0x00af_fb00_0000_ffff,
+        tss,
+        0,
+    ];
     for (i, descriptor) in gdt.into_iter().enumerate() {
         memory.write_obj(descriptor, GuestAddress(GDT + 8 * i as u64))?;
     }
@@ -93,10 +105,23 @@ pub fn probe_program(memory: &GuestMemoryMmap, vcpu: &VcpuFd) -> Result<(), Arch
         ..Default::default()
     };
     sregs.cs = segment(KERNEL_CODE, 0xb, 1);
-    for s in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+    for s in [
+        &mut sregs.ds,
+        &mut sregs.es,
+        &mut sregs.fs,
+        &mut sregs.gs,
+        &mut sregs.ss,
+    ] {
         *s = segment(KERNEL_DATA, 0x3, 0);
     }
-    sregs.tr = kvm_segment { base: TSS, limit: 0x67, selector: 0x28, type_: 0xb, present: 1, ..Default::default() };
+    sregs.tr = kvm_segment {
+        base: TSS,
+        limit: 0x67,
+        selector: 0x28,
+        type_: 0xb,
+        present: 1,
+        ..Default::default()
+    };
     sregs.gdt.base = GDT;
     sregs.gdt.limit = 0x37;
     sregs.cr0 = 0x8000_0011;
@@ -104,13 +129,28 @@ pub fn probe_program(memory: &GuestMemoryMmap, vcpu: &VcpuFd) -> Result<(), Arch
     sregs.cr4 = 1 << 5 | 1 << 9;
     // Long mode and SYSCALL.
     sregs.efer = 0x501;
-    vcpu.set_sregs(&sregs).map_err(kvm("set a CPU's system registers"))?;
+    vcpu.set_sregs(&sregs)
+        .map_err(kvm("set a CPU's system registers"))?;
     let star = u64::from(KERNEL_CODE) << 32 | u64::from(KERNEL_DATA) << 48;
-    for (index, data) in [(0xc000_0081, star), (0xc000_0082, HANDLER), (0xc000_0084, 0)] {
-        if let Ok(msrs) = Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }]) {
-            vcpu.set_msrs(&msrs).map_err(kvm("set a CPU's system call entry"))?;
+    for (index, data) in [
+        (0xc000_0081, star),
+        (0xc000_0082, HANDLER),
+        (0xc000_0084, 0),
+    ] {
+        if let Ok(msrs) = Msrs::from_entries(&[kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        }]) {
+            vcpu.set_msrs(&msrs)
+                .map_err(kvm("set a CPU's system call entry"))?;
         }
     }
-    let regs = kvm_regs { rip: CODE, rsp: STACK, rflags: 2, ..Default::default() };
+    let regs = kvm_regs {
+        rip: CODE,
+        rsp: STACK,
+        rflags: 2,
+        ..Default::default()
+    };
     vcpu.set_regs(&regs).map_err(kvm("set a CPU's registers"))
 }

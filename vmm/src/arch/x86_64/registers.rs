@@ -12,12 +12,20 @@ const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 
 pub fn set_msrs(vcpu: &VcpuFd) -> Result<(), ArchError> {
-    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
-    for (index, data) in [(MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING), (MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK)] {
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
+    for (index, data) in [
+        (MSR_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        (MSR_MTRR_DEF_TYPE, MTRR_WRITE_BACK),
+    ] {
         // Never more than the one entry that fits.
         if let Ok(msrs) = Msrs::from_entries(&[entry(index, data)]) {
             // Both only say what hardware does anyway: a KVM that lacks one is as good.
-            vcpu.set_msrs(&msrs).map_err(kvm("set a CPU's model-specific registers"))?;
+            vcpu.set_msrs(&msrs)
+                .map_err(kvm("set a CPU's model-specific registers"))?;
         }
     }
     Ok(())
@@ -53,17 +61,33 @@ const BUSY_TSS: u8 = 0xb;
 
 /// The same segments as descriptors, for guests that reload them: null, code, data, TSS.
 pub const fn gdt(long: bool) -> [u64; 4] {
-    let code = if long { 0x00af_9b00_0000_ffff } else { 0x00cf_9b00_0000_ffff };
+    let code = if long {
+        0x00af_9b00_0000_ffff
+    } else {
+        0x00cf_9b00_0000_ffff
+    };
     [0, code, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067]
 }
 
 fn set_segments(sregs: &mut kvm_sregs, long: bool) {
     sregs.cs = segment(0x8, CODE, long);
     let data = segment(0x10, DATA, false);
-    for s in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+    for s in [
+        &mut sregs.ds,
+        &mut sregs.es,
+        &mut sregs.fs,
+        &mut sregs.gs,
+        &mut sregs.ss,
+    ] {
         *s = data;
     }
-    sregs.tr = kvm_segment { limit: 0x67, selector: 0x18, type_: BUSY_TSS, present: 1, ..Default::default() };
+    sregs.tr = kvm_segment {
+        limit: 0x67,
+        selector: 0x18,
+        type_: BUSY_TSS,
+        present: 1,
+        ..Default::default()
+    };
     sregs.gdt.base = layout::GDT;
     sregs.gdt.limit = size_of_val(&gdt(long)) as u16 - 1;
 }
@@ -77,7 +101,12 @@ pub fn set_entry(vcpu: &VcpuFd, boot: &Boot) -> Result<(), ArchError> {
             sregs.cr0 = CR0_PE | CR0_ET;
             sregs.cr4 = 0;
             sregs.efer = 0;
-            kvm_regs { rip: entry, rbx: layout::BOOT_INFO, rflags: 2, ..Default::default() }
+            kvm_regs {
+                rip: entry,
+                rbx: layout::BOOT_INFO,
+                rflags: 2,
+                ..Default::default()
+            }
         }
         // Linux's 64-bit boot protocol: RSI holds the boot parameters, paging maps all of it.
         Boot::Linux64 { entry } => {
@@ -86,9 +115,15 @@ pub fn set_entry(vcpu: &VcpuFd, boot: &Boot) -> Result<(), ArchError> {
             sregs.cr3 = layout::PAGE_TABLES;
             sregs.cr4 = CR4_PAE;
             sregs.efer = EFER_LME | EFER_LMA;
-            kvm_regs { rip: entry, rsi: layout::BOOT_INFO, rflags: 2, ..Default::default() }
+            kvm_regs {
+                rip: entry,
+                rsi: layout::BOOT_INFO,
+                rflags: 2,
+                ..Default::default()
+            }
         }
     };
-    vcpu.set_sregs(&sregs).map_err(kvm("set a CPU's system registers"))?;
+    vcpu.set_sregs(&sregs)
+        .map_err(kvm("set a CPU's system registers"))?;
     vcpu.set_regs(&regs).map_err(kvm("set a CPU's registers"))
 }
