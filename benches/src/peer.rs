@@ -8,12 +8,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use crate::size::Size;
 
 /// What the payload says first.
 const HELLO: &[u8] = b"skerry-payload: hello";
+/// How long a program may say nothing.
+const SILENCE: Duration = Duration::from_secs(10);
 const EXIT_POLL: Duration = Duration::from_millis(1);
 
 /// The programs to compare, from the command line.
@@ -218,9 +221,19 @@ impl Running {
         })
     }
 
-    /// Reads one more piece of output; false at its end.
+    /// Reads one more piece of output; false at its end, or when none comes.
     fn read(&mut self) -> Result<bool> {
         let mut buffer = [0; 4096];
+        let patience = Timespec::try_from(SILENCE).context("patience")?;
+        if poll(
+            &mut [PollFd::new(&self.stdout, PollFlags::IN)],
+            Some(&patience),
+        )
+        .context("poll")?
+            == 0
+        {
+            return Ok(false);
+        }
         let length = self
             .stdout
             .read(&mut buffer)

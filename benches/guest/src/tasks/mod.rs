@@ -1,4 +1,20 @@
 //! The tasks, by name, and their reports.
+//!
+//! A task is a word of `run=`: its name, then arguments after colons. Numbers are decimal or `0x…`; arguments of
+//! the form `key=value` may stand anywhere. Every task also takes `wait=poll` (no interrupts) and
+//! `event-idx=off`, which are words of the command line for all tasks at once as well. Each function's
+//! documentation says what its task takes and proves.
+//!
+//! | room | tasks |
+//! |---|---|
+//! | `platform` | `mem`, `cpus[:n]`, `timer`, `tsc`, `rtc`, `serial-echo`, `serial-irq`, `spin:ms`, `ticker:n`, `heartbeat`, `wait-power-button[:s]` |
+//! | `bus` | `pci` |
+//! | `disk` | `blk-info`, `blk-verify`, `blk-read-verify`, `blk-sum`, `blk-indirect`, `blk-poll`, `blk-discard`, `blk-zeroes`, `blk-ro`, `blk-oob`, `reset-dev`, `msix-mask` |
+//! | `network` | `net-info`, `net-ping` (also `net-arp`), `net-respond` |
+//! | `sockets` | `vsock-connect:port`, `vsock-listen:port[:n]` |
+//! | `streams` | `rng`, `console-write:text`, `console-echo` |
+//! | `fuzz_registers` | `fuzz-pio`, `fuzz-pci`, `fuzz-config`, each `:seed:n` |
+//! | `fuzz_queue` | `fuzz-queue:seed:n` |
 
 mod bus;
 mod disk;
