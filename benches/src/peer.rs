@@ -1,12 +1,13 @@
 //! The programs that are compared, and how each is told to run the same machine with its serial port on stdout.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
@@ -198,16 +199,17 @@ pub struct Running {
     stdout: ChildStdout,
     /// Each piece of output with its time.
     output: Vec<(Duration, Vec<u8>)>,
+    /// What it says on stderr, for when it fails.
+    errors: File,
     started: Instant,
 }
 
 impl Running {
     /// Starts a command; its clock starts just before that.
     pub fn start(command: &mut Command) -> Result<Self> {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+        let errors = tempfile::tempfile().context("temporary file")?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stderr(errors.try_clone().context("temporary file")?);
         let started = Instant::now();
         let mut child = command
             .spawn()
@@ -217,6 +219,7 @@ impl Running {
             child,
             stdout,
             output: Vec::new(),
+            errors,
             started,
         })
     }
@@ -266,13 +269,24 @@ impl Running {
                 }
             }
             if !self.read()? {
-                let marker = String::from_utf8_lossy(marker);
-                bail!(
-                    "ended without `{marker}`; printed:\n{}",
-                    String::from_utf8_lossy(&text)
-                );
+                return Err(self.silence(marker));
             }
         }
+    }
+
+    fn silence(&mut self, marker: &[u8]) -> anyhow::Error {
+        let mut errors = Vec::new();
+        // Without it the message says less, no more.
+        let _ = self
+            .errors
+            .rewind()
+            .and_then(|()| self.errors.read_to_end(&mut errors));
+        anyhow!(
+            "ended or went silent without `{}`; printed:\n{}{}",
+            String::from_utf8_lossy(marker),
+            String::from_utf8_lossy(&self.text()),
+            String::from_utf8_lossy(&errors)
+        )
     }
 
     /// Reads until the payload has said hello. Gives the time of its first byte.

@@ -1,5 +1,6 @@
 //! A tap device in a network namespace of this process: both are gone when it ends, however it ends.
 
+use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
@@ -9,14 +10,36 @@ use anyhow::{Context, Result};
 /// The name of the tap.
 pub const NAME: &str = "skerry0";
 
-/// Moves this process, and the children that it will start, to a network namespace of their own.
+/// Moves this process, and the children that it will start, to a network namespace of their own. /sys is mounted
+/// anew for them: it shows the interfaces of the namespace that it was mounted in.
 pub fn enter_namespace() -> Result<()> {
+    let what = "a network namespace for the tap cannot be made (run as root)";
     // SAFETY: no memory is involved; the process has one thread at this time.
-    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-        return Err(std::io::Error::last_os_error())
-            .context("a network namespace for the tap cannot be made (run as root)");
+    check(unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) }).context(what)?;
+    mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE).context(what)?;
+    mount(c"sysfs", c"/sys", Some(c"sysfs"), libc::MS_RDONLY).context(what)
+}
+
+fn mount(source: &CStr, target: &CStr, kind: Option<&CStr>, flags: libc::c_ulong) -> Result<()> {
+    let kind = kind.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: the strings end with NUL and outlive the call; no data goes with it.
+    let result = unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            kind,
+            flags,
+            std::ptr::null(),
+        )
+    };
+    check(result)
+}
+
+fn check(result: libc::c_int) -> Result<()> {
+    match result {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error().into()),
     }
-    Ok(())
 }
 
 fn request() -> libc::ifreq {
