@@ -93,31 +93,37 @@ fn attack(machine: &mut Machine, place: Place, scratch: Dma, random: &mut Random
     machine.options.event_idx = random.one_in(2);
     let wanted = random.next() & !UNSUPPORTED_HERE | random.pick(&[0, feature::INDIRECT]);
     let device = Device::open_at(machine, place, wanted)?;
+    let oddity = random.pick(&[2, 10, 100, 1000]);
+    let mut garbage = Garbage {
+        scratch,
+        random,
+        oddity,
+    };
     let mut queues = [const { None }; QUEUES_MAX as usize];
     for (number, slot) in queues.iter_mut().enumerate() {
         if device.transport.queue_max(number as u16) == 0 {
             break;
         }
-        let size = random.pick(&[1, 2, 8, QUEUE_SIZE]);
+        let size = garbage.random.pick(&[1, 2, 8, QUEUE_SIZE]);
         let queue = device.queue(machine, number as u16, size)?;
-        fill_scratch(scratch, random);
-        garble(&queue, scratch, random);
+        garbage.fill_scratch();
+        garbage.fill(&queue);
         *slot = Some(queue);
     }
     // A device may refuse to run at all with this.
     let mut needs_reset = device.start().is_err();
-    for _ in 0..random.below(4) + 1 {
+    for _ in 0..garbage.random.below(4) + 1 {
         for queue in queues.iter().flatten() {
-            jump(queue, random);
+            garbage.move_index(queue);
             queue.kick();
         }
         let until = crate::clock::now() + WAIT_US * machine.clock.khz() / 1000;
         while crate::clock::now() < until {
             core::hint::spin_loop();
         }
-        if random.one_in(3) {
+        if garbage.random.one_in(3) {
             for queue in queues.iter().flatten() {
-                garble(queue, scratch, random);
+                garbage.fill(queue);
             }
         }
         needs_reset |= device.needs_reset();
@@ -126,100 +132,140 @@ fn attack(machine: &mut Machine, place: Place, scratch: Dma, random: &mut Random
     Ok(needs_reset)
 }
 
-/// Puts what might be request headers into the scratch area.
-fn fill_scratch(scratch: Dma, random: &mut Random) {
-    for _ in 0..64 {
-        let offset = random.below(SCRATCH_BYTES as u64 / 16) as usize * 16;
-        let kind = random.pick(&[0u32, 1, 4, 8, 11, 13, 0x99, 0xffff_ffff]);
-        let anywhere = random.below(1 << 20);
-        let sector = random.pick(&[0, 1, anywhere, u64::MAX, u64::MAX / 512]);
-        scratch.write(offset.min(SCRATCH_BYTES - 16), kind);
-        scratch.write(offset.min(SCRATCH_BYTES - 16) + 8, sector);
-    }
+/// Where garbage comes from, and how much of it there is: one value in `oddity` is impossible, the rest could be
+/// a driver's.
+struct Garbage<'a> {
+    scratch: Dma,
+    random: &'a mut Random,
+    oddity: u64,
 }
 
-/// An address and a length that stay inside of `area`.
-fn inside(area: Dma, random: &mut Random) -> (u64, u32) {
-    let offset = random.below(area.size() as u64);
-    let most = area.size() as u64 - offset;
-    let anything = random.below(1 << 16);
-    let length = random.pick(&[0, 1, 16, 17, 512, 4096, anything]).min(most);
-    (area.address() + offset, length as u32)
-}
+const DESCRIPTOR_BYTES: usize = size_of::<Descriptor>();
 
-fn address_and_length(scratch: Dma, rings: Dma, random: &mut Random) -> (u64, u32) {
-    /// Longer than any RAM below 4 GiB.
-    const HUGE: u32 = 0xf000_0000;
-    match random.below(10) {
-        0..=4 => inside(scratch, random),
-        5 => inside(rings, random),
-        6 => (scratch.address(), HUGE | random.next() as u32),
-        7 => (u64::MAX - random.below(1 << 16), random.next() as u32),
-        8 => (random.next() | 1 << 60, random.below(1 << 20) as u32),
-        // Device registers.
-        _ => (
-            random.pick(&[
-                0xfee0_0000,
-                0xfec0_0000,
-                0xe800_0000,
-                0xc000_0000,
-                0xffff_f000,
-            ]),
-            4096,
-        ),
+impl Garbage<'_> {
+    fn odd(&mut self) -> bool {
+        self.random.one_in(self.oddity)
     }
-}
 
-fn descriptor(scratch: Dma, rings: Dma, size: u16, random: &mut Random) -> Descriptor {
-    let (address, length) = address_and_length(scratch, rings, random);
-    let flags = match random.below(4) {
-        0 => random.next() as u16,
-        _ => random.below(8) as u16,
-    };
-    let next = match random.below(4) {
-        0 => random.next() as u16,
-        _ => random.below(size.into()) as u16,
-    };
-    Descriptor {
-        address,
-        length,
-        flags,
-        next,
+    /// Puts what might be request headers into the scratch area.
+    fn fill_scratch(&mut self) {
+        for _ in 0..256 {
+            let offset = self.random.below(SCRATCH_BYTES as u64 / 16) as usize * 16;
+            let kind = self
+                .random
+                .pick(&[0u32, 1, 4, 8, 11, 13, 0x99, 0xffff_ffff]);
+            let anywhere = self.random.below(1 << 16);
+            let sector = self
+                .random
+                .pick(&[0, 1, anywhere, u64::MAX, u64::MAX / 512]);
+            self.scratch.write(offset, kind);
+            self.scratch.write(offset + 8, sector);
+        }
     }
-}
 
-/// Fills descriptor table and available ring with garbage, and part of the scratch area with tables.
-fn garble(queue: &Queue, scratch: Dma, random: &mut Random) {
-    const BYTES: usize = size_of::<Descriptor>();
-    let (size, rings) = (queue.size(), queue.memory());
-    for number in 0..usize::from(size) {
-        rings.write(number * BYTES, descriptor(scratch, rings, size, random));
+    /// An address and a length that stay inside of `area`.
+    fn inside(&mut self, area: Dma) -> (u64, u32) {
+        let offset = self.random.below(area.size() as u64);
+        let most = area.size() as u64 - offset;
+        let anything = self.random.below(1 << 16);
+        let usual = [1, 16, 16, 17, 44, 512, 4096, anything];
+        (
+            area.address() + offset,
+            self.random.pick(&usual).min(most) as u32,
+        )
     }
-    for _ in 0..16 {
-        let at = random.below((SCRATCH_BYTES / BYTES) as u64) as usize;
-        scratch.write(at * BYTES, descriptor(scratch, rings, size, random));
+
+    fn address_and_length(&mut self, rings: Dma) -> (u64, u32) {
+        /// Longer than any RAM below 4 GiB.
+        const HUGE: u32 = 0xf000_0000;
+        /// Device registers.
+        const REGISTERS: [u64; 4] = [0xfee0_0000, 0xfec0_0000, 0xe800_0000, 0xc000_0000];
+        if !self.odd() {
+            return self.inside(self.scratch);
+        }
+        let length = self.random.next() as u32;
+        match self.random.below(6) {
+            0 => self.inside(rings),
+            1 => (self.scratch.address(), HUGE | length),
+            2 => (u64::MAX - self.random.below(1 << 16), length),
+            3 => (self.random.next() | 1 << 60, length >> 12),
+            4 => (self.inside(self.scratch).0, 0),
+            _ => (self.random.pick(&REGISTERS), 4096),
+        }
     }
-    let available = queue.available_offset();
-    for slot in 0..usize::from(size) {
-        let head = match random.below(4) {
-            0 => random.next() as u16,
-            _ => random.below(size.into()) as u16,
+
+    /// A descriptor for the place `number` of a table of `size`.
+    fn descriptor(&mut self, rings: Dma, number: usize, size: u16) -> Descriptor {
+        const FLAGS: [u16; 6] = [0, 1, 1, 2, 3, 3];
+        let (address, length) = self.address_and_length(rings);
+        let (mut flags, mut next) = (self.random.pick(&FLAGS), (number as u16 + 1) % size);
+        if self.odd() {
+            flags = self.random.next() as u16;
+        } else if self.odd() {
+            flags = self.random.below(8) as u16;
+        }
+        if self.odd() {
+            next = self.random.next() as u16;
+        } else if self.odd() {
+            next = self.random.below(size.into()) as u16;
+        }
+        if flags & 4 != 0 && !self.odd() {
+            // A table in the scratch area, of a proper length.
+            let (at, _) = self.inside(self.scratch.part(0, SCRATCH_BYTES / 2));
+            return Descriptor {
+                address: at & !15,
+                length: 16 * 8,
+                flags: 4,
+                next,
+            };
+        }
+        Descriptor {
+            address,
+            length,
+            flags,
+            next,
+        }
+    }
+
+    /// Fills descriptor table and available ring, and part of the scratch area with tables.
+    fn fill(&mut self, queue: &Queue) {
+        let (size, rings) = (queue.size(), queue.memory());
+        for number in 0..usize::from(size) {
+            let descriptor = self.descriptor(rings, number, size);
+            rings.write(number * DESCRIPTOR_BYTES, descriptor);
+        }
+        for _ in 0..16 {
+            let at = self.random.below((SCRATCH_BYTES / DESCRIPTOR_BYTES) as u64) as usize;
+            let descriptor = self.descriptor(rings, at % 8, 8);
+            self.scratch.write(at * DESCRIPTOR_BYTES, descriptor);
+        }
+        let available = queue.available_offset();
+        for slot in 0..usize::from(size) {
+            let head = match self.odd() {
+                true => self.random.next() as u16,
+                false => self.random.below(size.into()) as u16,
+            };
+            rings.write(available + 4 + 2 * slot, head);
+        }
+    }
+
+    /// Moves the available index: a little, by the queue's size, or anywhere. And its flags.
+    fn move_index(&mut self, queue: &Queue) {
+        let at = queue.available_offset() + 2;
+        let index: u16 = queue.memory().read(at);
+        let mut step = self.random.below(u64::from(queue.size()) / 2 + 1) as u16;
+        if self.odd() {
+            let anywhere = self.random.next() as u16;
+            step = self
+                .random
+                .pick(&[queue.size(), queue.size() + 1, u16::MAX, anywhere]);
+        }
+        queue.memory().write(at, index.wrapping_add(step));
+        let flags = if self.odd() {
+            self.random.next() as u16
+        } else {
+            0
         };
-        rings.write(available + 4 + 2 * slot, head);
+        queue.memory().write(at - 2, flags);
     }
-}
-
-/// Moves the available index: a little, by the queue's size, or anywhere.
-fn jump(queue: &Queue, random: &mut Random) {
-    let at = queue.available_offset() + 2;
-    let index: u16 = queue.memory().read(at);
-    let step = match random.below(8) {
-        0 => random.next() as u16,
-        1 => queue.size() + 1,
-        2 => queue.size(),
-        _ => random.below(u64::from(queue.size()) + 1) as u16,
-    };
-    queue.memory().write(at, index.wrapping_add(step));
-    let flags = random.next() as u16;
-    queue.memory().write(at - 2, random.pick(&[0, 1, flags]));
 }
