@@ -166,8 +166,10 @@ impl Machine {
             what: "create a VM",
             source,
         })?);
-        arch::prepare_vm(&vm)?;
+        // Memory comes first: once there is an interrupt chip, adding a region makes KVM wait for
+        // every CPU of the host (milliseconds).
         memory::map_into(&vm, &memory)?;
+        arch::prepare_vm(&vm)?;
         let kernel = Kernel::load(&memory, &kernel_path, &kernel_file)?;
         let ram = GuestRam::new(memory);
 

@@ -68,7 +68,6 @@ enum Outcome {
 
 fn attempt(kvm: &Kvm) -> Result<Outcome, ProbeSetupError> {
     let vm = kvm.create_vm()?;
-    arch::prepare_vm(&vm)?;
     let config = MemoryConfig {
         size: arch::PROBE_MEMORY,
         thp: false,
@@ -76,6 +75,7 @@ fn attempt(kvm: &Kvm) -> Result<Outcome, ProbeSetupError> {
     };
     let memory = memory::create(&config)?;
     memory::map_into(&vm, &memory)?;
+    arch::prepare_vm(&vm)?;
     let mut vcpu = vm.create_vcpu(0)?;
     arch::setup_vcpu(kvm, &vcpu, 0, 1, 46, true, None)?;
     arch::probe_program(&memory, &vcpu)?;

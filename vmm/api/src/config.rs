@@ -134,7 +134,11 @@ where
 }
 
 fn console_default() -> ConsoleConfig {
-    ConsoleConfig { mode: ConsoleMode::Tty, file: None, ..ConsoleConfig::default() }
+    ConsoleConfig {
+        mode: ConsoleMode::Tty,
+        file: None,
+        ..ConsoleConfig::default()
+    }
 }
 
 /// Virtual CPUs.
@@ -462,7 +466,13 @@ pub struct RngConfig {
 
 impl Default for RngConfig {
     fn default() -> Self {
-        RngConfig { src: "/dev/urandom".into(), iommu: Inert, id: Inert, pci_segment: Inert, pci_device_id: Inert }
+        RngConfig {
+            src: "/dev/urandom".into(),
+            iommu: Inert,
+            id: Inert,
+            pci_segment: Inert,
+            pci_device_id: Inert,
+        }
     }
 }
 

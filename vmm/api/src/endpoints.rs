@@ -57,17 +57,47 @@ fn schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<T>()
 }
 
-const BAD: (u16, &str) = (400, "The request is malformed or names something that cannot be.");
+const BAD: (u16, &str) = (
+    400,
+    "The request is malformed or names something that cannot be.",
+);
 const NO_VM: (u16, &str) = (404, "No VM was created.");
 const STATE: (u16, &str) = (405, "The VM is not in a state that allows this.");
 const FAILED: (u16, &str) = (500, "The host refused.");
 
-const fn put(operation: Operation, path: &'static str, summary: &'static str, refusals: &'static [(u16, &'static str)]) -> Endpoint {
-    Endpoint { operation, method: "PUT", path, summary, request: None, answer: None, refusals }
+const fn put(
+    operation: Operation,
+    path: &'static str,
+    summary: &'static str,
+    refusals: &'static [(u16, &'static str)],
+) -> Endpoint {
+    Endpoint {
+        operation,
+        method: "PUT",
+        path,
+        summary,
+        request: None,
+        answer: None,
+        refusals,
+    }
 }
 
-const fn get(operation: Operation, path: &'static str, summary: &'static str, answer: SchemaOf, refusals: &'static [(u16, &'static str)]) -> Endpoint {
-    Endpoint { operation, method: "GET", path, summary, request: None, answer: Some(answer), refusals }
+const fn get(
+    operation: Operation,
+    path: &'static str,
+    summary: &'static str,
+    answer: SchemaOf,
+    refusals: &'static [(u16, &'static str)],
+) -> Endpoint {
+    Endpoint {
+        operation,
+        method: "GET",
+        path,
+        summary,
+        request: None,
+        answer: Some(answer),
+        refusals,
+    }
 }
 
 impl Endpoint {
@@ -79,26 +109,110 @@ impl Endpoint {
 
 /// All endpoints.
 pub const ENDPOINTS: &[Endpoint] = &[
-    get(Operation::VmmPing, "/vmm.ping", "Say that the monitor is there, and its version", schema::<VmmPingResponse>, &[]),
-    put(Operation::VmmShutdown, "/vmm.shutdown", "Stop the VM, if there is one, and end the monitor", &[]),
-    put(Operation::VmCreate, "/vm.create", "Configure a VM; it is not booted", &[BAD, (409, "A VM exists already.")])
-        .takes(schema::<VmConfig>),
-    put(Operation::VmDelete, "/vm.delete", "Stop the VM and forget it", &[NO_VM]),
-    put(Operation::VmBoot, "/vm.boot", "Start the VM", &[BAD, NO_VM, STATE, FAILED]),
-    get(Operation::VmInfo, "/vm.info", "The VM's configuration and state", schema::<VmInfo>, &[NO_VM]),
-    get(Operation::VmCounters, "/vm.counters", "What the VM's devices counted", schema::<VmCounters>, &[NO_VM, STATE]),
-    put(Operation::VmPause, "/vm.pause", "Stop the VM's CPUs and queues where they are", &[NO_VM, STATE]),
-    put(Operation::VmResume, "/vm.resume", "Go on after a pause", &[NO_VM, STATE]),
-    put(Operation::VmShutdown, "/vm.shutdown", "Stop the VM, without asking the guest", &[NO_VM, STATE]),
-    put(Operation::VmReboot, "/vm.reboot", "Stop the VM and start it again", &[NO_VM, STATE, FAILED]),
-    put(Operation::VmPowerButton, "/vm.power-button", "Press the VM's power button", &[NO_VM, STATE]),
-    put(Operation::VmAddDisk, "/vm.add-disk", "Add a disk to a VM that was not booted yet", &[BAD, NO_VM, STATE, (409, "The name is taken.")])
-        .takes(schema::<DiskConfig>),
-    put(Operation::VmAddNet, "/vm.add-net", "Add a network device to a VM that was not booted yet", &[BAD, NO_VM, STATE, (409, "The name is taken.")])
-        .takes(schema::<NetConfig>),
-    put(Operation::VmRemoveDevice, "/vm.remove-device", "Remove a device from a VM that was not booted yet", &[BAD, (404, "No VM, or no such device."), STATE])
-        .takes(schema::<VmRemoveDevice>),
-    get(Operation::OpenApi, "/openapi.json", "This document", schema::<Map<String, Value>>, &[]),
+    get(
+        Operation::VmmPing,
+        "/vmm.ping",
+        "Say that the monitor is there, and its version",
+        schema::<VmmPingResponse>,
+        &[],
+    ),
+    put(
+        Operation::VmmShutdown,
+        "/vmm.shutdown",
+        "Stop the VM, if there is one, and end the monitor",
+        &[],
+    ),
+    put(
+        Operation::VmCreate,
+        "/vm.create",
+        "Configure a VM; it is not booted",
+        &[BAD, (409, "A VM exists already.")],
+    )
+    .takes(schema::<VmConfig>),
+    put(
+        Operation::VmDelete,
+        "/vm.delete",
+        "Stop the VM and forget it",
+        &[NO_VM],
+    ),
+    put(
+        Operation::VmBoot,
+        "/vm.boot",
+        "Start the VM",
+        &[BAD, NO_VM, STATE, FAILED],
+    ),
+    get(
+        Operation::VmInfo,
+        "/vm.info",
+        "The VM's configuration and state",
+        schema::<VmInfo>,
+        &[NO_VM],
+    ),
+    get(
+        Operation::VmCounters,
+        "/vm.counters",
+        "What the VM's devices counted",
+        schema::<VmCounters>,
+        &[NO_VM, STATE],
+    ),
+    put(
+        Operation::VmPause,
+        "/vm.pause",
+        "Stop the VM's CPUs and queues where they are",
+        &[NO_VM, STATE],
+    ),
+    put(
+        Operation::VmResume,
+        "/vm.resume",
+        "Go on after a pause",
+        &[NO_VM, STATE],
+    ),
+    put(
+        Operation::VmShutdown,
+        "/vm.shutdown",
+        "Stop the VM, without asking the guest",
+        &[NO_VM, STATE],
+    ),
+    put(
+        Operation::VmReboot,
+        "/vm.reboot",
+        "Stop the VM and start it again",
+        &[NO_VM, STATE, FAILED],
+    ),
+    put(
+        Operation::VmPowerButton,
+        "/vm.power-button",
+        "Press the VM's power button",
+        &[NO_VM, STATE],
+    ),
+    put(
+        Operation::VmAddDisk,
+        "/vm.add-disk",
+        "Add a disk to a VM that was not booted yet",
+        &[BAD, NO_VM, STATE, (409, "The name is taken.")],
+    )
+    .takes(schema::<DiskConfig>),
+    put(
+        Operation::VmAddNet,
+        "/vm.add-net",
+        "Add a network device to a VM that was not booted yet",
+        &[BAD, NO_VM, STATE, (409, "The name is taken.")],
+    )
+    .takes(schema::<NetConfig>),
+    put(
+        Operation::VmRemoveDevice,
+        "/vm.remove-device",
+        "Remove a device from a VM that was not booted yet",
+        &[BAD, (404, "No VM, or no such device."), STATE],
+    )
+    .takes(schema::<VmRemoveDevice>),
+    get(
+        Operation::OpenApi,
+        "/openapi.json",
+        "This document",
+        schema::<Map<String, Value>>,
+        &[],
+    ),
 ];
 
 /// The OpenAPI 3.0 document of [`ENDPOINTS`].
@@ -128,7 +242,10 @@ pub fn openapi() -> Value {
             let schema = request(&mut generator);
             operation["requestBody"] = json!({ "required": true, "content": { "application/json": { "schema": schema } } });
         }
-        paths.insert(endpoint.path.into(), json!({ endpoint.method.to_lowercase(): operation }));
+        paths.insert(
+            endpoint.path.into(),
+            json!({ endpoint.method.to_lowercase(): operation }),
+        );
     }
     json!({
         "openapi": "3.0.3",
@@ -152,13 +269,21 @@ mod tests {
     fn every_reference_in_the_document_leads_somewhere() {
         let document = openapi();
         let text = document.to_string();
-        let references: Vec<_> = text.split("\"$ref\":\"").skip(1).filter_map(|t| t.split('"').next()).collect();
+        let references: Vec<_> = text
+            .split("\"$ref\":\"")
+            .skip(1)
+            .filter_map(|t| t.split('"').next())
+            .collect();
         assert!(!references.is_empty());
         for reference in references {
             let pointer = reference.strip_prefix('#').unwrap();
             assert!(document.pointer(pointer).is_some(), "{reference}");
         }
-        assert!(document.pointer("/components/schemas/VmConfig/properties/disks").is_some());
+        assert!(
+            document
+                .pointer("/components/schemas/VmConfig/properties/disks")
+                .is_some()
+        );
     }
 
     #[test]

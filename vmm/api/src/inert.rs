@@ -29,7 +29,13 @@ impl<'de> Deserialize<'de> for Inert {
 }
 
 fn refuse<E: Error>(on: bool) -> Result<Inert, E> {
-    if on { Err(E::custom("skerry-vmm does not have this setting: leave it out")) } else { Ok(Inert) }
+    if on {
+        Err(E::custom(
+            "skerry-vmm does not have this setting: leave it out",
+        ))
+    } else {
+        Ok(Inert)
+    }
 }
 
 struct InertVisitor;
@@ -59,7 +65,10 @@ impl<'de> Visitor<'de> for InertVisitor {
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Inert, E> {
         // "Acpi" is how Cloud Hypervisor says that no memory is hot-plugged by other means.
-        refuse(!matches!(value, "" | "off" | "false" | "0" | "Off" | "Null" | "Acpi"))
+        refuse(!matches!(
+            value,
+            "" | "off" | "false" | "0" | "Off" | "Null" | "Acpi"
+        ))
     }
 
     fn visit_unit<E: Error>(self) -> Result<Inert, E> {

@@ -8,7 +8,9 @@
 use std::fmt;
 
 use serde::de::value::{MapDeserializer, SeqDeserializer, StringDeserializer};
-use serde::de::{self, DeserializeOwned, DeserializeSeed, EnumAccess, IntoDeserializer, VariantAccess, Visitor};
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, EnumAccess, IntoDeserializer, VariantAccess, Visitor,
+};
 use thiserror::Error;
 
 /// Nesting that is accepted; nothing needs more than two.
@@ -33,7 +35,10 @@ fn error<T>(message: impl Into<String>) -> Result<T, OptionError> {
 
 /// Reads an option's value.
 pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, OptionError> {
-    let mut parser = Parser { rest: text, depth: 0 };
+    let mut parser = Parser {
+        rest: text,
+        depth: 0,
+    };
     let map = parser.pairs()?;
     T::deserialize(Node::Map(map))
 }
@@ -117,7 +122,11 @@ impl Parser<'_> {
                     Some((first, last)) if first <= last && last - first < MAX_RANGE => {
                         items.extend((first..=last).map(|n| Node::Text(n.to_string())));
                     }
-                    Some(_) => return error(format!("`{text}` is no range of at most {MAX_RANGE} numbers")),
+                    Some(_) => {
+                        return error(format!(
+                            "`{text}` is no range of at most {MAX_RANGE} numbers"
+                        ));
+                    }
                     None => items.push(Node::Text(text)),
                 },
                 node => items.push(node),
@@ -170,7 +179,9 @@ impl Node {
         let text = self.text("a number")?;
         match number(&text) {
             Some(n) => Ok(n),
-            None => error(format!("`{text}` is not a number (K, M, G and T may follow it)")),
+            None => error(format!(
+                "`{text}` is not a number (K, M, G and T may follow it)"
+            )),
         }
     }
 }
@@ -191,7 +202,9 @@ impl<'de> de::Deserializer<'de> for Node {
             Node::Text(text) => visitor.visit_string(text),
             Node::List(items) => visitor.visit_seq(SeqDeserializer::new(items.into_iter())),
             Node::Map(pairs) => visitor.visit_map(MapDeserializer::new(pairs.into_iter())),
-            Node::Pair(left, right) => visitor.visit_seq(SeqDeserializer::new([Node::Text(left), *right].into_iter())),
+            Node::Pair(left, right) => {
+                visitor.visit_seq(SeqDeserializer::new([Node::Text(left), *right].into_iter()))
+            }
         }
     }
 
@@ -210,11 +223,20 @@ impl<'de> de::Deserializer<'de> for Node {
         visitor.visit_some(self)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, OptionError> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, OptionError> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_struct<V: Visitor<'de>>(self, _: &'static str, fields: &'static [&'static str], visitor: V) -> Result<V::Value, OptionError> {
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, OptionError> {
         match (self, fields) {
             (Node::Map(pairs), _) => visitor.visit_map(MapDeserializer::new(pairs.into_iter())),
             (Node::Pair(left, right), [first, second, ..]) => {
@@ -225,7 +247,12 @@ impl<'de> de::Deserializer<'de> for Node {
         }
     }
 
-    fn deserialize_enum<V: Visitor<'de>>(self, _: &'static str, _: &'static [&'static str], visitor: V) -> Result<V::Value, OptionError> {
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, OptionError> {
         visitor.visit_enum(Variant(self.text("a word")?))
     }
 
@@ -240,7 +267,10 @@ impl<'de> EnumAccess<'de> for Variant {
     type Error = OptionError;
     type Variant = UnitOnly;
 
-    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, UnitOnly), OptionError> {
+    fn variant_seed<V: DeserializeSeed<'de>>(
+        self,
+        seed: V,
+    ) -> Result<(V::Value, UnitOnly), OptionError> {
         let name: StringDeserializer<OptionError> = self.0.into_deserializer();
         seed.deserialize(name).map(|v| (v, UnitOnly))
     }
@@ -263,7 +293,11 @@ impl<'de> VariantAccess<'de> for UnitOnly {
         error("this choice takes no value")
     }
 
-    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], _: V) -> Result<V::Value, OptionError> {
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        _: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, OptionError> {
         error("this choice takes no value")
     }
 }

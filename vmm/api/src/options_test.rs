@@ -7,7 +7,8 @@ use crate::config::{CpusConfig, DiskConfig, MemoryConfig, NetConfig, VsockConfig
 
 #[test]
 fn flags_and_json_give_the_same_configuration() {
-    let by_flag: DiskConfig = from_str("path=/a,readonly=on,num_queues=4,image_type=raw,id=root").unwrap();
+    let by_flag: DiskConfig =
+        from_str("path=/a,readonly=on,num_queues=4,image_type=raw,id=root").unwrap();
     let by_json: DiskConfig =
         serde_json::from_str(r#"{"path":"/a","readonly":true,"num_queues":4,"image_type":"Raw","id":"root","iommu":false,"pci_segment":0,"rate_limiter_config":null}"#).unwrap();
     assert_eq!(by_flag, by_json);
@@ -16,8 +17,14 @@ fn flags_and_json_give_the_same_configuration() {
 #[test]
 fn sizes_ranges_pairs_and_quotes() {
     let memory: MemoryConfig = from_str("size=1G,hugepages=on,hugepage_size=0x200000").unwrap();
-    assert_eq!((memory.size, memory.hugepage_size), (1 << 30, Some(2 << 20)));
-    assert_eq!(from_str::<MemoryConfig>("size=128M").unwrap().size, 128 << 20);
+    assert_eq!(
+        (memory.size, memory.hugepage_size),
+        (1 << 30, Some(2 << 20))
+    );
+    assert_eq!(
+        from_str::<MemoryConfig>("size=128M").unwrap().size,
+        128 << 20
+    );
     let cpus: CpusConfig = from_str("boot_vcpus=2,affinity=[0@[1],1@[2-4,7]]").unwrap();
     assert_eq!(cpus.affinity[1].vcpu, 1);
     assert_eq!(cpus.affinity[1].host_cpus, [2, 3, 4, 7]);
@@ -45,16 +52,35 @@ fn mistakes_are_named() {
     refused("path=/a,", &["comma"]);
     let message = from_str::<VsockConfig>("cid=3").unwrap_err().to_string();
     assert!(message.contains("socket"), "{message}");
-    assert!(from_str::<CpusConfig>("affinity=[0@[1").unwrap_err().to_string().contains("not closed"));
-    assert!(from_str::<CpusConfig>("affinity=[0@[0-99999]]").unwrap_err().to_string().contains("range"));
+    assert!(
+        from_str::<CpusConfig>("affinity=[0@[1")
+            .unwrap_err()
+            .to_string()
+            .contains("not closed")
+    );
+    assert!(
+        from_str::<CpusConfig>("affinity=[0@[0-99999]]")
+            .unwrap_err()
+            .to_string()
+            .contains("range")
+    );
 }
 
 #[test]
 fn unknown_json_fields_are_named_and_known_foreign_ones_may_be_off() {
-    let message = serde_json::from_str::<NetConfig>(r#"{"tap":"t","frobnicate":1}"#).unwrap_err().to_string();
+    let message = serde_json::from_str::<NetConfig>(r#"{"tap":"t","frobnicate":1}"#)
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("frobnicate"), "{message}");
-    assert!(serde_json::from_str::<crate::VmConfig>(r#"{"watchdog":false,"devices":null,"debug_console":{"mode":"Off"}}"#).is_ok());
-    let message = serde_json::from_str::<crate::VmConfig>(r#"{"watchdog":true}"#).unwrap_err().to_string();
+    assert!(
+        serde_json::from_str::<crate::VmConfig>(
+            r#"{"watchdog":false,"devices":null,"debug_console":{"mode":"Off"}}"#
+        )
+        .is_ok()
+    );
+    let message = serde_json::from_str::<crate::VmConfig>(r#"{"watchdog":true}"#)
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("does not have this setting"), "{message}");
 }
 

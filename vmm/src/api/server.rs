@@ -5,9 +5,10 @@ use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE};
 use hyper::service::service_fn;
@@ -16,8 +17,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::de::DeserializeOwned;
 use skerry_vmm_api::endpoints::{ENDPOINTS, Endpoint, Operation, ROOT, openapi};
 use skerry_vmm_api::requests::VmRemoveDevice;
-use tokio::net::UnixListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::monitor::{Answer, Event, Request, RequestError, chain};
 use crate::sandbox::{Sandbox, ThreadKind};
@@ -25,16 +26,39 @@ use crate::sandbox::{Sandbox, ThreadKind};
 /// Bytes of a request's body.
 const MAX_BODY: usize = 1 << 20;
 /// Clients at a time; more wait.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: u32 = 64;
 /// A client that starts a request finishes its head within this.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Answers under way when the monitor ends reach their clients within this.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes of an oversized body that are read all the same, so that its sender sees the refusal.
+const MAX_DISCARD: usize = 16 << 20;
+
+/// A running server.
+pub struct Server {
+    ending: watch::Sender<bool>,
+    thread: JoinHandle<()>,
+}
+
+impl Server {
+    /// Stops accepting and lets answers under way reach their clients, for at most a second.
+    pub fn end(self) {
+        let _ = self.ending.send(true);
+        let _ = self.thread.join();
+    }
+}
 
 /// Serves the API on a thread of its own.
-pub fn serve(listener: StdListener, monitor: Sender<Event>, sandbox: Sandbox) -> io::Result<()> {
+pub fn serve(
+    listener: StdListener,
+    monitor: Sender<Event>,
+    sandbox: Sandbox,
+) -> io::Result<Server> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    std::thread::Builder::new()
+    let (ending, ended) = watch::channel(false);
+    let thread = std::thread::Builder::new()
         .name("api".into())
         .spawn(move || {
             if let Err(e) = sandbox.enter(ThreadKind::Api) {
@@ -43,45 +67,65 @@ pub fn serve(listener: StdListener, monitor: Sender<Event>, sandbox: Sandbox) ->
             }
             runtime.block_on(async move {
                 match UnixListener::from_std(listener) {
-                    Ok(listener) => accept(listener, monitor).await,
+                    Ok(listener) => accept(listener, monitor, ended).await,
                     Err(e) => log::error!("API socket: {e}"),
                 }
             });
         })?;
-    Ok(())
+    Ok(Server { ending, thread })
 }
 
-async fn accept(listener: UnixListener, monitor: Sender<Event>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+async fn accept(listener: UnixListener, monitor: Sender<Event>, mut ended: watch::Receiver<bool>) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
+        let next = async {
+            let place = places.clone().acquire_owned().await;
+            (place, listener.accept().await)
         };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(e) => {
+        let (place, stream) = tokio::select! {
+            next = next => next,
+            _ = ended.changed() => break,
+        };
+        match (place, stream) {
+            (Ok(place), Ok((stream, _))) => {
+                tokio::spawn(connection(stream, monitor.clone(), ended.clone(), place));
+            }
+            (_, Err(e)) => {
                 // Out of descriptors, say: clients come and go.
                 log::warn!("API socket: {e}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
             }
-        };
+            (Err(_), _) => return,
+        }
+    }
+    // Every place is free again when every connection has ended.
+    let _ = tokio::time::timeout(END_TIMEOUT, places.acquire_many(MAX_CONNECTIONS)).await;
+}
+
+async fn connection(
+    stream: UnixStream,
+    monitor: Sender<Event>,
+    mut ended: watch::Receiver<bool>,
+    _place: OwnedSemaphorePermit,
+) {
+    let service = service_fn(|request| {
         let monitor = monitor.clone();
-        tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let monitor = monitor.clone();
-                async move { Ok::<_, Infallible>(handle(request, &monitor).await) }
-            });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
-            if let Err(e) = served {
-                log::debug!("API client: {e}");
-            }
-            drop(place);
-        });
+        async move { Ok::<_, Infallible>(handle(request, &monitor).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = &mut connection => served,
+        _ = ended.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(e) = served {
+        log::debug!("API client: {e}");
     }
 }
 
@@ -133,17 +177,11 @@ async fn answer(
     monitor: &Sender<Event>,
 ) -> Result<Option<serde_json::Value>, Refusal> {
     let endpoint = route(request.method(), request.uri().path())?;
-    let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
-    let body = body.map_err(|e| {
-        Refusal::new(
-            StatusCode::BAD_REQUEST,
-            format!("the request's body cannot be read: {e}"),
-        )
-    })?;
+    let body = read_body(request.into_body()).await?;
     if endpoint.operation == Operation::OpenApi {
         return Ok(Some(openapi()));
     }
-    let request = parse(endpoint.operation, &body.to_bytes())?;
+    let request = parse(endpoint.operation, &body)?;
     let (reply, answer) = oneshot::channel::<Answer>();
     let reply = Box::new(move |answer| drop(reply.send(answer)));
     let gone = || Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "the monitor is ending");
@@ -154,6 +192,31 @@ async fn answer(
         .await
         .map_err(|_| gone())?
         .map_err(|e| Refusal(status(&e), chain(&e)))
+}
+
+async fn read_body(mut body: Incoming) -> Result<Vec<u8>, Refusal> {
+    let mut bytes = Vec::new();
+    let mut total = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| {
+            Refusal::new(
+                StatusCode::BAD_REQUEST,
+                format!("the request's body cannot be read: {e}"),
+            )
+        })?;
+        let data = frame.data_ref().map(Bytes::as_ref).unwrap_or_default();
+        total += data.len();
+        if total <= MAX_BODY {
+            bytes.extend_from_slice(data);
+        } else if total > MAX_DISCARD {
+            break;
+        }
+    }
+    if total > MAX_BODY {
+        let message = format!("the request's body is longer than {MAX_BODY} bytes");
+        return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
+    Ok(bytes)
 }
 
 fn route(method: &Method, path: &str) -> Result<&'static Endpoint, Refusal> {

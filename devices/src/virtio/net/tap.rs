@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
+use rustix::net::{AddressFamily, SocketType};
 use thiserror::Error;
 
 /// The vnet header in front of every frame: struct virtio_net_hdr_v1 (virtio 1.3 §5.1.6).
@@ -84,12 +84,17 @@ impl Tap {
             return Err(TapError::Name(name.to_owned()));
         }
         // Opening a name that is not there would create it, and leave nothing behind that anyone
-        // asked for.
-        let sys = Path::new("/sys/class/net").join(name);
-        if !sys.exists() {
+        // asked for. The kernel is asked, and not sysfs, which may show another network namespace.
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None);
+        let socket = socket.map_err(|e| TapError::System {
+            name: name.to_owned(),
+            what: "look for",
+            source: e.into(),
+        })?;
+        if rustix::net::netdevice::name_to_index(&socket, name).is_err() {
             return Err(TapError::Missing(name.to_owned()));
         }
-        if !sys.join("tun_flags").exists() {
+        if !is_tun_driver(socket.as_fd(), name) {
             return Err(TapError::NotATap(name.to_owned()));
         }
         (0..queues)
@@ -171,6 +176,39 @@ impl Tap {
         let n = unsafe { libc::writev(self.0.as_raw_fd(), buffers.as_ptr(), buffers.len() as i32) };
         would_block(n)
     }
+}
+
+/// Whether the interface is one of the tun driver's (ETHTOOL_GDRVINFO).
+fn is_tun_driver(socket: BorrowedFd<'_>, name: &str) -> bool {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    const GDRVINFO: u32 = 3;
+    #[repr(C)]
+    struct DriverInfo {
+        command: u32,
+        driver: [u8; 32],
+        rest: [u8; 160],
+    }
+    #[repr(C)]
+    struct Request {
+        name: [u8; libc::IFNAMSIZ],
+        data: *mut DriverInfo,
+        rest: [u8; 16],
+    }
+    let mut info = DriverInfo {
+        command: GDRVINFO,
+        driver: [0; 32],
+        rest: [0; 160],
+    };
+    let mut request = Request {
+        name: [0; libc::IFNAMSIZ],
+        data: &mut info,
+        rest: [0; 16],
+    };
+    request.name[..name.len()].copy_from_slice(name.as_bytes());
+    // SAFETY: SIOCETHTOOL reads a struct ifreq, whose layout `Request` has, and for this command
+    // fills the 196 bytes of the struct ethtool_drvinfo that it points to.
+    let told = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &mut request) };
+    told == 0 && info.driver.starts_with(b"tun\0")
 }
 
 fn would_block(n: isize) -> io::Result<Option<usize>> {

@@ -1,0 +1,14 @@
+//! The kvm tier: the native payload drives the monitor's real data plane on any KVM, also a
+//! software one. Run it with `cargo xtask test --tier kvm`.
+
+mod api;
+mod block;
+mod cpus;
+mod ends;
+mod hostile;
+mod leftovers;
+mod net;
+mod pci;
+mod refusals;
+mod streams;
+mod vsock;

@@ -1,0 +1,92 @@
+//! The API as a test drives it: blocking, and loud about what it did not expect.
+
+use std::path::Path;
+use std::time::Duration;
+
+use skerry_vmm_api::VmConfig;
+use skerry_vmm_api::client::{Client, ClientError};
+use skerry_vmm_api::endpoints::Operation;
+use skerry_vmm_api::requests::{VmCounters, VmInfo, VmState};
+use tokio::runtime::Runtime;
+
+use crate::eventually;
+
+/// A monitor's API.
+pub struct Api {
+    client: Client,
+    runtime: Runtime,
+}
+
+impl Api {
+    /// Waits until the monitor answers.
+    pub fn connect(socket: &Path) -> Api {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let api = Api {
+            client: Client::new(socket),
+            runtime: runtime.expect("a runtime"),
+        };
+        eventually("the API answers", Duration::from_secs(20), || {
+            api.runtime.block_on(api.client.ping()).ok()
+        });
+        api
+    }
+
+    /// Runs a request of the client.
+    pub fn with<T>(&self, request: impl AsyncFnOnce(&Client) -> T) -> T {
+        self.runtime.block_on(request(&self.client))
+    }
+
+    /// Creates a VM.
+    pub fn create(&self, config: &VmConfig) {
+        self.with(async |c| c.create(config).await)
+            .expect("vm.create");
+    }
+
+    /// An operation that must be carried out.
+    pub fn act(&self, operation: Operation) {
+        self.with(async |c| c.act(operation).await)
+            .unwrap_or_else(|e| panic!("{operation:?}: {e}"));
+    }
+
+    /// An operation that must be refused, with `status` and causes that have all `words`.
+    pub fn refused(&self, operation: Operation, body: &str, status: u16, words: &[&str]) {
+        let (got, answer) = self
+            .with(async |c| c.raw(operation, body.into()).await)
+            .expect("an answer");
+        let text = String::from_utf8_lossy(&answer);
+        assert_eq!(got, status, "{operation:?} {body}: {text}");
+        let causes: Vec<String> = serde_json::from_slice(&answer).expect("a list of causes");
+        assert!(!causes.is_empty());
+        for word in words {
+            assert!(
+                text.contains(word),
+                "{operation:?}: `{word}` is not in {text}"
+            );
+        }
+    }
+
+    /// vm.info.
+    pub fn info(&self) -> VmInfo {
+        self.with(async |c| c.info().await).expect("vm.info")
+    }
+
+    /// vm.counters.
+    pub fn counters(&self) -> VmCounters {
+        self.with(async |c| c.counters().await)
+            .expect("vm.counters")
+    }
+
+    /// Waits until the VM is in `state`.
+    pub fn expect_state(&self, state: VmState, limit: Duration) {
+        eventually(&format!("the VM is {state:?}"), limit, || {
+            (self.info().state == state).then_some(())
+        });
+    }
+
+    /// Whether an error is a refusal with this status.
+    pub fn is_refusal(error: &ClientError, expected: u16) -> bool {
+        matches!(error, ClientError::Refused { status, .. } if *status == expected)
+    }
+}

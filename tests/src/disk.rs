@@ -1,0 +1,34 @@
+//! Disk images, and what a guest has left on them.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Makes a sparse image of `size` bytes.
+pub fn create(path: &Path, size: u64) {
+    File::create(path)
+        .and_then(|f| f.set_len(size))
+        .expect("an image");
+}
+
+/// FNV-1a (64 bits) of a whole image, as the payload prints it.
+pub fn checksum(path: &Path) -> String {
+    let mut file = File::open(path).expect("an image");
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).expect("an image");
+        if n == 0 {
+            return format!("{hash:#018x}");
+        }
+        for byte in &buffer[..n] {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}
+
+/// Bytes that an image occupies.
+pub fn allocated(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).expect("an image").blocks() * 512
+}

@@ -1,0 +1,219 @@
+//! A client of the API socket: one connection a request, typed answers, refusals with all causes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+use crate::config::{DiskConfig, NetConfig, VmConfig};
+use crate::endpoints::{ENDPOINTS, Operation, ROOT};
+use crate::requests::{
+    ErrorBody, PciDeviceInfo, VmCounters, VmInfo, VmRemoveDevice, VmmPingResponse,
+};
+
+/// Bytes of an answer that are read at most.
+const MAX_ANSWER: usize = 4 << 20;
+
+/// Why a request brought no answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody listens there.
+    #[error("cannot reach the monitor at {path}")]
+    Connect {
+        /// The API socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the monitor's answer to {operation:?} was cut off")]
+    Http {
+        /// What was asked.
+        operation: Operation,
+        /// What went wrong.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The monitor refused.
+    #[error("{operation:?} was refused ({status}): {}", .causes.join(": "))]
+    Refused {
+        /// What was asked.
+        operation: Operation,
+        /// The HTTP status.
+        status: u16,
+        /// The error and its causes.
+        causes: ErrorBody,
+    },
+    /// The answer is not what this version expects.
+    #[error("the monitor's answer to {operation:?} is not understood")]
+    Answer {
+        /// What was asked.
+        operation: Operation,
+        /// Where the JSON differs.
+        source: serde_json::Error,
+    },
+}
+
+/// A monitor, by its API socket.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// The monitor that listens on `socket`. Nothing is sent yet.
+    pub fn new(socket: &Path) -> Client {
+        Client {
+            socket: socket.to_owned(),
+        }
+    }
+
+    /// Asks whether the monitor is there.
+    pub async fn ping(&self) -> Result<VmmPingResponse, ClientError> {
+        self.get(Operation::VmmPing).await
+    }
+
+    /// Configures a VM.
+    pub async fn create(&self, config: &VmConfig) -> Result<(), ClientError> {
+        self.put(Operation::VmCreate, Some(config)).await
+    }
+
+    /// The VM's configuration and state.
+    pub async fn info(&self) -> Result<VmInfo, ClientError> {
+        self.get(Operation::VmInfo).await
+    }
+
+    /// What the VM's devices counted.
+    pub async fn counters(&self) -> Result<VmCounters, ClientError> {
+        self.get(Operation::VmCounters).await
+    }
+
+    /// An operation that takes nothing and answers nothing: boot, pause, resume, shutdown, reboot,
+    /// power button, delete, and ending the monitor.
+    pub async fn act(&self, operation: Operation) -> Result<(), ClientError> {
+        self.put(operation, None::<&()>).await
+    }
+
+    /// Adds a disk. The device's place is answered if the VM runs.
+    pub async fn add_disk(&self, disk: &DiskConfig) -> Result<Option<PciDeviceInfo>, ClientError> {
+        self.put_for(Operation::VmAddDisk, disk).await
+    }
+
+    /// Adds a network device. Its place is answered if the VM runs.
+    pub async fn add_net(&self, net: &NetConfig) -> Result<Option<PciDeviceInfo>, ClientError> {
+        self.put_for(Operation::VmAddNet, net).await
+    }
+
+    /// Removes a device.
+    pub async fn remove_device(&self, id: &str) -> Result<(), ClientError> {
+        self.put(
+            Operation::VmRemoveDevice,
+            Some(&VmRemoveDevice { id: id.to_owned() }),
+        )
+        .await
+    }
+
+    /// Sends any body to an endpoint: the status and the answer's body.
+    pub async fn raw(
+        &self,
+        operation: Operation,
+        body: Vec<u8>,
+    ) -> Result<(u16, Bytes), ClientError> {
+        let stream = UnixStream::connect(&self.socket).await;
+        let stream = stream.map_err(|source| ClientError::Connect {
+            path: self.socket.clone(),
+            source,
+        })?;
+        let broken = |source| ClientError::Http { operation, source };
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| broken(e.into()))?;
+        let (method, path) = place(operation);
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{ROOT}{path}"))
+            .header("host", "localhost")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|e| broken(e.into()))?;
+        let exchange = async {
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|e| broken(e.into()))?;
+            let status = response.status().as_u16();
+            let body = Limited::new(response.into_body(), MAX_ANSWER)
+                .collect()
+                .await;
+            Ok((status, body.map_err(broken)?.to_bytes()))
+        };
+        tokio::pin!(exchange);
+        // The connection does the work while the exchange waits for it.
+        tokio::select! {
+            answer = &mut exchange => answer,
+            ended = connection => match ended {
+                Ok(()) => exchange.await,
+                Err(e) => Err(broken(e.into())),
+            },
+        }
+    }
+
+    async fn send(&self, operation: Operation, body: Vec<u8>) -> Result<Bytes, ClientError> {
+        let (status, answer) = self.raw(operation, body).await?;
+        if (200..300).contains(&status) {
+            return Ok(answer);
+        }
+        let causes = serde_json::from_slice(&answer);
+        let causes = causes.unwrap_or_else(|_| vec![String::from_utf8_lossy(&answer).into_owned()]);
+        Err(ClientError::Refused {
+            operation,
+            status,
+            causes,
+        })
+    }
+
+    async fn get<T: DeserializeOwned>(&self, operation: Operation) -> Result<T, ClientError> {
+        let answer = self.send(operation, Vec::new()).await?;
+        serde_json::from_slice(&answer).map_err(|source| ClientError::Answer { operation, source })
+    }
+
+    async fn put(
+        &self,
+        operation: Operation,
+        body: Option<&impl Serialize>,
+    ) -> Result<(), ClientError> {
+        let body = body.map(serde_json::to_vec).transpose();
+        let body = body.map_err(|source| ClientError::Answer { operation, source })?;
+        self.send(operation, body.unwrap_or_default())
+            .await
+            .map(drop)
+    }
+
+    async fn put_for<T: DeserializeOwned>(
+        &self,
+        operation: Operation,
+        body: &impl Serialize,
+    ) -> Result<Option<T>, ClientError> {
+        let json = |source| ClientError::Answer { operation, source };
+        let answer = self
+            .send(operation, serde_json::to_vec(body).map_err(json)?)
+            .await?;
+        if answer.is_empty() {
+            Ok(None)
+        } else {
+            serde_json::from_slice(&answer).map(Some).map_err(json)
+        }
+    }
+}
+
+/// The method and path of an operation. Every one has a row in the table; a test sees to that.
+fn place(operation: Operation) -> (&'static str, &'static str) {
+    let row = ENDPOINTS.iter().find(|e| e.operation == operation);
+    row.map_or(("GET", "/"), |e| (e.method, e.path))
+}
