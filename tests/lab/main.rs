@@ -1,1 +1,7 @@
-//! The lab tier.
+//! The lab tier: unmodified Linux on a KVM that can run it. Run it with
+//! `cargo xtask test --tier lab`.
+
+mod api;
+mod devices;
+mod ends;
+mod kernels;

@@ -85,7 +85,7 @@ fn system(what: &'static str) -> impl Fn(io::Error) -> MachineError {
     move |source| MachineError::System { what, source }
 }
 
-/// What firmware tables tell the guest.
+/// What CPUs and firmware tables tell the guest.
 #[derive(Debug, Clone, Copy)]
 pub struct MachineShape {
     /// CPUs.
@@ -94,6 +94,8 @@ pub struct MachineShape {
     pub memory: u64,
     /// Physical address bits.
     pub phys_bits: u8,
+    /// Guests see the hardware's virtualisation.
+    pub nested: bool,
     /// There is a panic port.
     pub pvpanic: bool,
 }
@@ -161,6 +163,8 @@ impl Machine {
             .as_ref()
             .map(|path| open("initramfs", path))
             .transpose()?;
+        let worker = Worker::start("io", move || sandbox.enter(ThreadKind::Worker))
+            .map_err(system("start the I/O worker"))?;
         let memory = memory::create(&config.memory)?;
         let vm = Arc::new(kvm.create_vm().map_err(|source| MachineError::Kvm {
             what: "create a VM",
@@ -173,8 +177,6 @@ impl Machine {
         let kernel = Kernel::load(&memory, &kernel_path, &kernel_file)?;
         let ram = GuestRam::new(memory);
 
-        let worker = Worker::start("io", move || sandbox.enter(ThreadKind::Worker))
-            .map_err(system("start the I/O worker"))?;
         let mut assembly = Assembly::new(vm.clone(), ram.clone());
         assembly.legacy(config)?;
         let (input, output) = assembly.serial(config, &terminals.serial, &worker.handle())?;
@@ -182,10 +184,12 @@ impl Machine {
         let board = Arc::new(assembly.board);
         let queues = Queues(board.clone());
 
+        let features = arch::CpuFeatures::of(kvm)?;
         let shape = MachineShape {
             cpus: config.cpus.boot_vcpus,
             memory: config.memory.size,
-            phys_bits: config.cpus.max_phys_bits.min(host_phys_bits(kvm)),
+            phys_bits: config.cpus.max_phys_bits.min(features.phys_bits()),
+            nested: config.cpus.nested,
             pvpanic: config.pvpanic,
         };
         let cmdline = config.payload.cmdline.as_deref().unwrap_or_default();
@@ -199,15 +203,7 @@ impl Machine {
                     source,
                 })?;
             let start = (index == 0).then_some(&boot);
-            arch::setup_vcpu(
-                kvm,
-                &fd,
-                index,
-                shape.cpus,
-                shape.phys_bits,
-                config.cpus.nested,
-                start,
-            )?;
+            arch::setup_vcpu(&features, &fd, index, &shape, start)?;
             let affinity = config
                 .cpus
                 .affinity
@@ -221,6 +217,8 @@ impl Machine {
             let cpu = Vcpu::start(index, fd, board.clone(), events.clone(), prepare);
             cpus.push(cpu.map_err(system("start a CPU's thread"))?);
         }
+        // Threads prepare themselves side by side, and each CPU runs as soon as it is ready.
+        cpus.iter().for_each(Vcpu::resume);
         let machine = Machine {
             cpus,
             queues,
@@ -232,7 +230,12 @@ impl Machine {
             _memory: ram,
             _vm: vm,
         };
-        machine.cpus.iter().for_each(Vcpu::resume);
+        let prepared = machine.worker.wait_prepared();
+        prepared.map_err(system("start the I/O worker"))?;
+        for cpu in &machine.cpus {
+            cpu.wait_prepared()
+                .map_err(system("start a CPU's thread"))?;
+        }
         Ok(machine)
     }
 
@@ -350,17 +353,6 @@ fn pin(affinity: Option<&CpuAffinity>) -> io::Result<()> {
             affinity.vcpu, affinity.host_cpus
         ))
     })
-}
-
-/// Physical address bits of the host, as KVM shows them to guests.
-fn host_phys_bits(kvm: &Kvm) -> u8 {
-    const LEAF: u32 = 0x8000_0008;
-    const COMMON: u8 = 40;
-    let Ok(cpuid) = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES) else {
-        return COMMON;
-    };
-    let leaf = cpuid.as_slice().iter().find(|e| e.function == LEAF);
-    leaf.map_or(COMMON, |e| e.eax as u8)
 }
 
 /// A board being filled.

@@ -11,6 +11,7 @@ use skerry_vmm_api::config::MemoryConfig;
 use thiserror::Error;
 
 use crate::arch;
+use crate::machine::MachineShape;
 use crate::memory;
 use crate::vcpu::KickTarget;
 
@@ -77,7 +78,15 @@ fn attempt(kvm: &Kvm) -> Result<Outcome, ProbeSetupError> {
     memory::map_into(&vm, &memory)?;
     arch::prepare_vm(&vm)?;
     let mut vcpu = vm.create_vcpu(0)?;
-    arch::setup_vcpu(kvm, &vcpu, 0, 1, 46, true, None)?;
+    let features = arch::CpuFeatures::of(kvm)?;
+    let shape = MachineShape {
+        cpus: 1,
+        memory: arch::PROBE_MEMORY,
+        phys_bits: features.phys_bits(),
+        nested: true,
+        pvpanic: false,
+    };
+    arch::setup_vcpu(&features, &vcpu, 0, &shape, None)?;
     arch::probe_program(&memory, &vcpu)?;
 
     // A KVM that makes no progress must not hang the monitor: somebody kicks the CPU in the end.

@@ -7,8 +7,8 @@
 use std::cell::Cell;
 use std::io;
 use std::ptr;
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use kvm_bindings::{
@@ -121,11 +121,13 @@ unsafe impl Send for KickTarget {}
 /// A CPU's thread, as its owner holds it.
 pub struct Vcpu {
     control: Arc<Control>,
+    prepared: Receiver<io::Result<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Vcpu {
     /// Starts CPU `index`'s thread, paused. `prepare` runs on it first: pinning, the sandbox.
+    /// Returns at once; see [`wait_prepared`](Self::wait_prepared).
     pub fn start(
         index: u32,
         fd: VcpuFd,
@@ -138,7 +140,7 @@ impl Vcpu {
             changed: Condvar::new(),
         });
         let shared = control.clone();
-        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let (ready, prepared) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
@@ -150,9 +152,9 @@ impl Vcpu {
                     failed: false,
                 };
                 KickTarget::of_this_thread(&mut cpu.fd);
-                let prepared = prepare();
-                let go_on = prepared.is_ok();
-                let _ = ready.send(prepared);
+                let outcome = prepare();
+                let go_on = outcome.is_ok();
+                let _ = ready.send(outcome);
                 if go_on {
                     cpu.run(&shared);
                 }
@@ -161,13 +163,17 @@ impl Vcpu {
                 shared.inner.lock().1 = State::Stopped;
                 shared.changed.notify_all();
             })?;
-        started
-            .recv()
-            .map_err(|_| io::Error::other("the CPU's thread ended at once"))??;
         Ok(Vcpu {
             control,
+            prepared,
             thread: Some(thread),
         })
+    }
+
+    /// Waits until the thread is prepared to run. Called once, also for a CPU that was resumed.
+    pub fn wait_prepared(&self) -> io::Result<()> {
+        let prepared = self.prepared.recv();
+        prepared.map_err(|_| io::Error::other("the CPU's thread ended at once"))?
     }
 
     /// Lets the CPU run. Returns at once.

@@ -11,6 +11,7 @@ mod wait;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -84,11 +85,14 @@ impl WorkerHandle {
 /// A worker thread. Dropping it ends the thread; sources are detached before.
 pub struct Worker {
     handle: WorkerHandle,
+    prepared: Receiver<io::Result<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
     /// Starts a worker thread called `name` (at most 15 bytes show up in the system's tools).
+    /// Returns at once: sources may be attached, and [`wait_prepared`](Self::wait_prepared) tells
+    /// whether they will run.
     ///
     /// `prepare` runs on the new thread first: pinning, the sandbox. The ring is made before it,
     /// because the sandbox forbids that.
@@ -101,7 +105,7 @@ impl Worker {
             wake: EventFd::new(0)?,
         });
         let inbox = mailbox.clone();
-        let (ready, started) = std::sync::mpsc::sync_channel(1);
+        let (ready, prepared) = std::sync::mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
@@ -114,13 +118,17 @@ impl Worker {
                     Err(e) => drop(ready.send(Err(e))),
                 }
             })?;
-        started
-            .recv()
-            .map_err(|_| io::Error::other("the worker thread ended at once"))??;
         Ok(Worker {
             handle: WorkerHandle(mailbox),
+            prepared,
             thread: Some(thread),
         })
+    }
+
+    /// Waits until the thread runs. Called once.
+    pub fn wait_prepared(&self) -> io::Result<()> {
+        let prepared = self.prepared.recv();
+        prepared.map_err(|_| io::Error::other("the worker's thread ended at once"))?
     }
 
     /// A handle to attach sources with.

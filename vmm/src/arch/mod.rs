@@ -7,6 +7,6 @@
 mod x86_64;
 
 pub use x86_64::{
-    ArchError, Boot, PROBE_MEMORY, PROBE_PASSED, PROBE_PORT, layout, prepare_boot, prepare_vm,
-    probe_program, setup_vcpu,
+    ArchError, Boot, CpuFeatures, PROBE_MEMORY, PROBE_PASSED, PROBE_PORT, layout, prepare_boot,
+    prepare_vm, probe_program, setup_vcpu,
 };

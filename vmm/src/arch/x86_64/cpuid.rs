@@ -4,6 +4,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 
 use super::{ArchError, kvm};
+use crate::machine::MachineShape;
 
 const EBX_APIC_ID_SHIFT: u32 = 24;
 const ECX_VMX: u32 = 1 << 5;
@@ -13,32 +14,49 @@ const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 const ECX_SVM: u32 = 1 << 2;
 
-/// The CPUID of virtual CPU `index` of `count`, one socket of one-thread cores.
-pub fn for_vcpu(
-    kvm_fd: &Kvm,
-    index: u32,
-    count: u32,
-    phys_bits: u8,
-    nested: bool,
-) -> Result<CpuId, ArchError> {
-    let mut cpuid = kvm_fd
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(kvm("tell which CPU features it supports"))?;
-    let deadline = kvm_fd.check_extension(Cap::TscDeadlineTimer);
-    for entry in cpuid.as_mut_slice() {
-        adjust(entry, index, count, phys_bits, nested, deadline);
-    }
-    Ok(cpuid)
+/// What KVM can show guests of this host's CPU. Asking is slow where CPUID itself is trapped (half
+/// a millisecond), so it is done once a machine.
+pub struct CpuFeatures {
+    supported: CpuId,
+    tsc_deadline: bool,
 }
 
-fn adjust(
-    e: &mut kvm_cpuid_entry2,
-    index: u32,
-    count: u32,
-    phys_bits: u8,
-    nested: bool,
-    deadline: bool,
-) {
+impl CpuFeatures {
+    /// Asks KVM.
+    pub fn of(kvm_fd: &Kvm) -> Result<CpuFeatures, ArchError> {
+        let supported = kvm_fd
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(kvm("tell which CPU features it supports"))?;
+        Ok(CpuFeatures {
+            supported,
+            tsc_deadline: kvm_fd.check_extension(Cap::TscDeadlineTimer),
+        })
+    }
+
+    /// Physical address bits.
+    pub fn phys_bits(&self) -> u8 {
+        const LEAF: u32 = 0x8000_0008;
+        const COMMON: u8 = 40;
+        let leaf = self
+            .supported
+            .as_slice()
+            .iter()
+            .find(|e| e.function == LEAF);
+        leaf.map_or(COMMON, |e| e.eax as u8)
+    }
+
+    /// The CPUID of virtual CPU `index`, in one socket of one-thread cores.
+    pub fn for_cpu(&self, index: u32, shape: &MachineShape) -> CpuId {
+        let mut cpuid = self.supported.clone();
+        for entry in cpuid.as_mut_slice() {
+            adjust(entry, index, shape, self.tsc_deadline);
+        }
+        cpuid
+    }
+}
+
+fn adjust(e: &mut kvm_cpuid_entry2, index: u32, shape: &MachineShape, tsc_deadline: bool) {
+    let count = shape.cpus;
     // Bits of an APIC id that tell cores apart.
     let core_bits = count.next_power_of_two().trailing_zeros();
     match e.function {
@@ -46,11 +64,11 @@ fn adjust(
             // Intel SDM vol. 2, CPUID leaf 1: initial APIC id, logical processors, CLFLUSH size.
             e.ebx = e.ebx & 0x0000_ff00 | index << EBX_APIC_ID_SHIFT | count.min(255) << 16;
             e.ecx |= ECX_X2APIC | ECX_HYPERVISOR;
-            if deadline {
+            if tsc_deadline {
                 // KVM supports it whenever it has the capability, but does not list it.
                 e.ecx |= ECX_TSC_DEADLINE;
             }
-            if !nested {
+            if !shape.nested {
                 e.ecx &= !ECX_VMX;
             }
             e.edx = if count > 1 {
@@ -78,10 +96,10 @@ fn adjust(
             e.ecx = e.index & 0xff | kind << 8;
             e.edx = index;
         }
-        0x8000_0001 if !nested => e.ecx &= !ECX_SVM,
+        0x8000_0001 if !shape.nested => e.ecx &= !ECX_SVM,
         0x8000_0008 => {
             // Physical address bits, and AMD's core count.
-            let bits = (e.eax & 0xff).min(phys_bits.into());
+            let bits = (e.eax & 0xff).min(shape.phys_bits.into());
             e.eax = e.eax & !0xff | bits;
             e.ecx = core_bits << 12 | (count - 1) & 0xff;
         }

@@ -8,11 +8,14 @@ mod probe;
 mod registers;
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use skerry_devices::legacy::PINS;
 use thiserror::Error;
 
+use crate::machine::MachineShape;
+
 pub use boot::{Boot, prepare_boot};
+pub use cpuid::CpuFeatures;
 pub use probe::{PROBE_MEMORY, PROBE_PASSED, PROBE_PORT, probe_program};
 
 /// What can go wrong in setting an x86 machine up.
@@ -76,17 +79,15 @@ pub fn prepare_vm(vm: &VmFd) -> Result<(), ArchError> {
         .map_err(kvm("split its interrupt controllers"))
 }
 
-/// Sets up virtual CPU `index` of `count`. The first one starts at `boot`; the others wait.
+/// Sets up virtual CPU `index`. The first one starts at `boot`; the others wait.
 pub fn setup_vcpu(
-    kvm_fd: &Kvm,
+    features: &CpuFeatures,
     vcpu: &VcpuFd,
     index: u32,
-    count: u32,
-    phys_bits: u8,
-    nested: bool,
+    shape: &MachineShape,
     boot: Option<&Boot>,
 ) -> Result<(), ArchError> {
-    let cpuid = cpuid::for_vcpu(kvm_fd, index, count, phys_bits, nested)?;
+    let cpuid = features.for_cpu(index, shape);
     vcpu.set_cpuid2(&cpuid)
         .map_err(kvm("set a CPU's features"))?;
     registers::set_msrs(vcpu)?;
