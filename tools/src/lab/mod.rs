@@ -18,6 +18,12 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
+/// The usual size: MiB, CPUs, seconds. One CPU, because QEMU 10.0's TCG loses a CPU's state (the lab's kernel crashes, or its
+/// guest stands still, within minutes) when a thread that runs a vCPU moves to another CPU. Guests can have several all the same.
+const MEMORY: u32 = 4096;
+const CPUS: u32 = 1;
+const TIMEOUT: u64 = 1800;
+
 /// Variables of the caller that the command sees too; `--env` gives others.
 const PASSED_ON: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "TERM"];
 /// … and those that begin with one of these.
@@ -27,13 +33,13 @@ const PASSED_ON_PREFIXES: [&str; 3] = ["RUST_", "SKERRY_", "PROPTEST_"];
 #[derive(clap::Args, Clone, Debug)]
 pub struct Arguments {
     /// Memory of the lab in MiB
-    #[arg(long, default_value_t = 4096, value_name = "MIB")]
+    #[arg(long, default_value_t = MEMORY, value_name = "MIB")]
     pub memory: u32,
-    /// CPUs of the lab
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    /// CPUs of the lab; with more than one, QEMU's emulated SVM now and then breaks when a vCPU's thread changes its CPU
+    #[arg(long, default_value_t = CPUS, value_name = "N")]
     pub cpus: u32,
     /// Give up after so many seconds
-    #[arg(long, default_value_t = 1800, value_name = "SECONDS")]
+    #[arg(long, default_value_t = TIMEOUT, value_name = "SECONDS")]
     pub timeout: u64,
     /// A variable for the command's environment (repeatable)
     #[arg(long = "env", value_name = "NAME=VALUE")]
@@ -50,9 +56,9 @@ impl Arguments {
     /// A lab of the usual size for one command.
     pub fn for_command(command: Vec<OsString>) -> Self {
         Self {
-            memory: 4096,
-            cpus: 2,
-            timeout: 1800,
+            memory: MEMORY,
+            cpus: CPUS,
+            timeout: TIMEOUT,
             environment: Vec::new(),
             qemu: Vec::new(),
             command,
