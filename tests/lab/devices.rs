@@ -48,11 +48,7 @@ fn four_cpus_two_disks_two_nets_vsock_rng_and_console() {
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 11) as u8)
         .collect();
     echo(&mut stream, &data_out);
-    let verified = vmm.expect_line("guest: verify", LONG);
-    assert!(
-        verified.starts_with("guest: verify ok bytes=67108864"),
-        "{verified}"
-    );
+    vmm.expect_line("guest: verify ok bytes=67108864", LONG);
     let seen = std::fs::read_to_string(&console).expect("the console's file");
     assert!(seen.contains("guest: ready"), "the console shows:\n{seen}");
     vmm.api()

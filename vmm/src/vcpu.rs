@@ -149,7 +149,7 @@ impl Vcpu {
                     fd,
                     board,
                     events,
-                    failed: false,
+                    ended: false,
                 };
                 KickTarget::of_this_thread(&mut cpu.fd);
                 let outcome = prepare();
@@ -228,7 +228,8 @@ struct Cpu {
     fd: VcpuFd,
     board: Arc<Board>,
     events: Arc<dyn CpuEvents>,
-    failed: bool,
+    /// It failed, or asked for the machine's end: it stands still until it is stopped.
+    ended: bool,
 }
 
 /// What one KVM_RUN ended with, without borrowing its CPU.
@@ -247,14 +248,14 @@ impl Cpu {
         loop {
             let wish = control.inner.lock().0;
             match wish {
-                Wish::Run if !self.failed => while self.step() {},
+                Wish::Run if !self.ended => while self.step() {},
                 Wish::Stop => return,
                 Wish::Run | Wish::Pause => {
                     self.finish_access();
                     let mut inner = control.inner.lock();
                     inner.1 = State::Paused;
                     control.changed.notify_all();
-                    while inner.0 == Wish::Pause || (inner.0 == Wish::Run && self.failed) {
+                    while inner.0 == Wish::Pause || (inner.0 == Wish::Run && self.ended) {
                         control.changed.wait(&mut inner);
                     }
                     if inner.0 == Wish::Run {
@@ -268,17 +269,17 @@ impl Cpu {
     /// Enters the guest once; false if somebody may wish something.
     fn step(&mut self) -> bool {
         match self.enter() {
-            Exit::Io => self.io(),
-            Exit::Mmio => self.mmio(),
+            Exit::Io => return self.io(),
+            Exit::Mmio => return self.mmio(),
             Exit::EndOfInterrupt(vector) => self.board.end_of_interrupt(vector),
-            Exit::Act(action) => self.carry_out(action),
+            Exit::Act(action) => return self.carry_out(action),
             Exit::Nothing => {}
             Exit::Interrupted => {
                 self.fd.set_kvm_immediate_exit(0);
                 return false;
             }
             Exit::Failed(failure) => {
-                self.failed = true;
+                self.ended = true;
                 self.events.failed(self.index, failure);
                 return false;
             }
@@ -312,18 +313,24 @@ impl Cpu {
         }
     }
 
-    fn carry_out(&self, action: Action) {
+    /// Carries out an action; false if the CPU is not to go on.
+    fn carry_out(&mut self, action: Action) -> bool {
         match action {
             Action::None => {}
             // The guest's next instruction may use the new layout.
             Action::ChangeLayout(slot) => self.board.change_layout(slot),
-            action => self.events.action(action),
+            Action::Activate(_) | Action::Reset(_) => self.events.action(action),
+            Action::PowerOff | Action::Reboot | Action::GuestPanic => {
+                self.ended = true;
+                self.events.action(action);
+            }
         }
+        !self.ended
     }
 
     /// Carries out the port access that KVM_RUN ended with, one element at a time: `rep outs` has
     /// many.
-    fn io(&mut self) {
+    fn io(&mut self) -> bool {
         const OUT: u8 = 1;
         let run: *mut kvm_run = self.fd.get_kvm_run();
         // SAFETY: the exit was KVM_EXIT_IO, so `io` is the union's live member, and KVM put
@@ -337,14 +344,17 @@ impl Cpu {
         for element in data.chunks_exact_mut(usize::from(io.size.max(1))) {
             if io.direction == OUT {
                 let action = self.board.ports.write(io.port.into(), element);
-                self.carry_out(action);
+                if !self.carry_out(action) {
+                    return false;
+                }
             } else {
                 self.board.ports.read(io.port.into(), element);
             }
         }
+        true
     }
 
-    fn mmio(&mut self) {
+    fn mmio(&mut self) -> bool {
         let run: *mut kvm_run = self.fd.get_kvm_run();
         // SAFETY: the exit was KVM_EXIT_MMIO, so `mmio` is the union's live member.
         let mmio = unsafe { &mut (*run).__bindgen_anon_1.mmio };
@@ -354,18 +364,17 @@ impl Cpu {
                 .board
                 .memory_bus
                 .write(mmio.phys_addr, &mmio.data[..len]);
-            self.carry_out(action);
-        } else {
-            self.board
-                .memory_bus
-                .read(mmio.phys_addr, &mut mmio.data[..len]);
+            return self.carry_out(action);
         }
+        let data = &mut mmio.data[..len];
+        self.board.memory_bus.read(mmio.phys_addr, data);
+        true
     }
 
     /// Lets KVM finish the access that the last exit was for (KVM API §5: state is consistent only
     /// after re-entry).
     fn finish_access(&mut self) {
-        if self.failed {
+        if self.ended {
             return;
         }
         self.fd.set_kvm_immediate_exit(1);

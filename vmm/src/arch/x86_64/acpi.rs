@@ -62,7 +62,7 @@ impl Writer<'_> {
         table.to_aml_bytes(&mut bytes);
         let at = self.next;
         let end = at + bytes.len() as u64;
-        let room = layout::ACPI + layout::ACPI_LEN - at;
+        let room = layout::RESET_VECTOR - at;
         if bytes.len() as u64 > room {
             return Err(ArchError::Room {
                 what: "an ACPI table",

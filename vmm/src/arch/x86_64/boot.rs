@@ -35,6 +35,17 @@ const E820_ACPI: u32 = 3;
 /// Linux's own limit for its command line, when the kernel does not say (COMMAND_LINE_SIZE).
 const LINUX_COMMAND_LINE: usize = 2048;
 
+/// What a firmware does for a jump to its reset vector: it resets the machine. Real mode.
+#[rustfmt::skip]
+const RESET_STUB: &[u8] = &[
+    0xba, (RESET_PORT & 0xff) as u8, (RESET_PORT >> 8) as u8, // mov dx, RESET_PORT
+    0xb0, 0x01,                                               // mov al, 1
+    0xee,                                                     // out dx, al
+    0xf4,                                                     // hlt
+    0xeb, 0xfd,                                               // jmp to the hlt
+];
+const RESET_PORT: u64 = layout::ACPI_REGISTERS + 2;
+
 /// Writes everything that `kernel` wants to find, and says where its first CPU starts.
 pub fn prepare_boot(
     memory: &GuestMemoryMmap,
@@ -48,6 +59,7 @@ pub fn prepare_boot(
         .map(|file| load_initramfs(memory, file, kernel.end, shape.memory))
         .transpose()?;
     let rsdp = acpi::write_tables(memory, shape)?;
+    memory.write_slice(RESET_STUB, GuestAddress(layout::RESET_VECTOR))?;
     let map = memory_map(shape.memory);
     let boot = match kernel.entry {
         Entry::Pvh(entry) => {

@@ -40,6 +40,9 @@ pub const LOW_MEMORY_END: u64 = 0x9_fc00;
 pub const ACPI: u64 = 0xe_0000;
 /// Room for them.
 pub const ACPI_LEN: u64 = 0x2_0000;
+/// Where a PC's CPU starts, and where Linux jumps in real mode to restart a machine whose ACPI is
+/// hardware-reduced and that has no EFI.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Kernels go here.
 pub const KERNEL: u64 = 0x10_0000;
 
