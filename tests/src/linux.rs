@@ -1,6 +1,6 @@
 //! Linux guests: the demo's guest, as `cargo xtask guest` makes it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use skerry_vmm_api::VmConfig;
 use skerry_vmm_api::config::{ConsoleConfig, ConsoleMode, DiskConfig};
@@ -25,8 +25,13 @@ pub fn root_disk(target: PathBuf) -> PathBuf {
 /// A monitor that boots the guest from flags, with its root disk and its serial port on standard
 /// output. `words` are added to the kernel's command line.
 pub fn boot(kernel: &str, words: &str) -> Builder {
+    boot_path(&file(kernel), words)
+}
+
+/// The same with a kernel anywhere.
+pub fn boot_path(kernel: &Path, words: &str) -> Builder {
     let vmm = Builder::new(&["--serial", "tty"])
-        .flag("--kernel", file(kernel))
+        .flag("--kernel", kernel)
         .flag("--initramfs", file("initramfs.cpio"))
         .flag("--cmdline", format!("{COMMAND_LINE} {words}"))
         .flag("--memory", "size=512M");
