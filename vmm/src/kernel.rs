@@ -110,7 +110,7 @@ impl Kernel {
                     path: path.to_owned(),
                     source,
                 }),
-                None => load_bzimage(memory, &mut file, &header).map_err(load),
+                None => load_bzimage(memory, file, &header).map_err(load),
             },
             Kind::Other(why) => Err(KernelError::Kind {
                 path: path.to_owned(),

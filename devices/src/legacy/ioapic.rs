@@ -101,7 +101,7 @@ impl IoApic {
                 };
                 let old = *entry;
                 let value = u64::from(value);
-                let written = if select % 2 == 0 {
+                let written = if select.is_multiple_of(2) {
                     old >> 32 << 32 | value
                 } else {
                     old & 0xffff_ffff | value << 32

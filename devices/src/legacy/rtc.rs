@@ -90,7 +90,7 @@ fn time_register(index: u8, seconds: u64) -> Option<u8> {
         CENTURY => year / 100,
         _ => return None,
     };
-    Some((value / 10 << 4 | value % 10) as u8)
+    Some((((value / 10) << 4) | (value % 10)) as u8)
 }
 
 /// Year, month and day of a day since 1970: the proleptic Gregorian calendar, counted in years

@@ -203,10 +203,11 @@ fn run(mut ring: ring::Ring, inbox: &Mailbox) {
                     .source
                     .flush(&mut ring.io(slot as u32, &mut attached.in_flight));
             }
-            if attached.stopping && attached.in_flight == 0 {
-                if let Some(attached) = place.take() {
-                    attached.source.stopped();
-                }
+            if attached.stopping
+                && attached.in_flight == 0
+                && let Some(attached) = place.take()
+            {
+                attached.source.stopped();
             }
         }
     }

@@ -58,9 +58,10 @@ impl InputSource {
         // One read a turn, and only into a buffer that is there: what is not read stays with the
         // host, which stops whoever types too fast.
         if self.readable {
-            if !self.queue.pop(&mut self.chain)?
-                && !(self.queue.enable_notification()? && self.queue.pop(&mut self.chain)?)
-            {
+            // A chain may have come between the look and the wish for a doorbell.
+            let popped = self.queue.pop(&mut self.chain)?
+                || (self.queue.enable_notification()? && self.queue.pop(&mut self.chain)?);
+            if !popped {
                 return Ok(());
             }
             self.readable = false;
