@@ -38,20 +38,20 @@ pub struct Args {
     )]
     pub cmdline: Option<String>,
 
-    /// boot=N[,affinity=[VCPU@[HOST,…],…]][,max_phys_bits=N][,nested=on|off]
-    #[arg(long, value_name = "boot=N,…", value_parser = from_str::<CpusConfig>, help_heading = "VM")]
+    /// CPUs.
+    #[arg(help = "boot=N[,affinity=[VCPU@[HOST,…],…]][,max_phys_bits=N][,nested=on|off]", long, value_name = "boot=N,…", value_parser = from_str::<CpusConfig>, help_heading = "VM")]
     pub cpus: Option<CpusConfig>,
 
-    /// size=BYTES[,hugepages=on[,hugepage_size=BYTES]][,prefault=on][,mergeable=on][,thp=off]
-    #[arg(long, value_name = "size=N,…", value_parser = from_str::<MemoryConfig>, help_heading = "VM")]
+    /// Memory.
+    #[arg(help = "size=BYTES[,hugepages=on[,hugepage_size=BYTES]][,prefault=on][,mergeable=on][,thp=off]", long, value_name = "size=N,…", value_parser = from_str::<MemoryConfig>, help_heading = "VM")]
     pub memory: Option<MemoryConfig>,
 
-    /// path=FILE[,readonly=on][,direct=on][,image_type=raw][,num_queues=N][,queue_size=N][,id=ID][,serial=TEXT]; repeatable
-    #[arg(long, value_name = "path=FILE,…", value_parser = from_str::<DiskConfig>, num_args = 1.., help_heading = "VM")]
+    /// Disks.
+    #[arg(help = "path=FILE[,readonly=on][,direct=on][,image_type=raw][,num_queues=N][,queue_size=N][,id=ID][,serial=TEXT]; repeatable", long, value_name = "path=FILE,…", value_parser = from_str::<DiskConfig>, num_args = 1.., help_heading = "VM")]
     pub disk: Vec<DiskConfig>,
 
-    /// tap=NAME[,mac=MAC][,mtu=N][,num_queues=N][,queue_size=N][,offload_tso=off][,offload_csum=off][,id=ID]; repeatable
-    #[arg(long, value_name = "tap=NAME,…", value_parser = from_str::<NetConfig>, num_args = 1.., help_heading = "VM")]
+    /// Network devices.
+    #[arg(help = "tap=NAME[,mac=MAC][,mtu=N][,num_queues=N][,queue_size=N][,offload_tso=off][,offload_csum=off][,id=ID]; repeatable", long, value_name = "tap=NAME,…", value_parser = from_str::<NetConfig>, num_args = 1.., help_heading = "VM")]
     pub net: Vec<NetConfig>,
 
     /// cid=N,socket=PATH: sockets between host and guest
