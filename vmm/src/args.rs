@@ -108,6 +108,9 @@ fn rng(text: &str) -> Result<Rng, OptionError> {
 }
 
 fn socket(text: &str) -> Result<PathBuf, String> {
+    if text.starts_with("fd=") {
+        return Err("an inherited descriptor cannot be served: give path=SOCKET".into());
+    }
     let path = text.strip_prefix("path=").unwrap_or(text);
     if path.is_empty() {
         Err("give path=SOCKET".into())

@@ -12,7 +12,7 @@ use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
 use thiserror::Error;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::arch::layout;
 
@@ -45,6 +45,14 @@ pub enum KernelError {
         path: PathBuf,
         /// What the loader said.
         source: linux_loader::loader::Error,
+    },
+    /// Its segments are not where a kernel's may be.
+    #[error("kernel {path} cannot be loaded: {why}")]
+    Layout {
+        /// The kernel.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
     },
     /// Its payload cannot be unpacked.
     #[error("kernel {path} cannot be unpacked: is it whole?")]
@@ -82,6 +90,14 @@ impl Kernel {
         path: &Path,
         mut file: &File,
     ) -> Result<Kernel, KernelError> {
+        let low_ram = memory
+            .iter()
+            .next()
+            .map_or(0, |r| r.start_addr().0 + r.len());
+        let layout = |why| KernelError::Layout {
+            path: path.to_owned(),
+            why,
+        };
         let read = |source| KernelError::Read {
             path: path.to_owned(),
             source,
@@ -93,11 +109,15 @@ impl Kernel {
         let mut head = Vec::with_capacity(0x1000);
         file.take(0x1000).read_to_end(&mut head).map_err(read)?;
         match Kind::of(&head) {
-            Kind::Elf => load_elf(memory, &mut file).map_err(load),
+            Kind::Elf => {
+                let end = check_segments(&mut file, low_ram).map_err(layout)?;
+                load_elf(memory, &mut file, end).map_err(load)
+            }
             Kind::BzImage(header) => match unpack(file, &header).map_err(read)? {
                 Some(Ok(payload)) if Kind::of(&payload) == Kind::Elf => {
-                    let mut kernel =
-                        load_elf(memory, &mut Cursor::new(payload.as_slice())).map_err(load)?;
+                    let mut image = Cursor::new(payload.as_slice());
+                    let end = check_segments(&mut image, low_ram).map_err(layout)?;
+                    let mut kernel = load_elf(memory, &mut image, end).map_err(load)?;
                     kernel.setup_header = Some(header.0);
                     kernel.end = kernel.end.max(header.end());
                     Ok(kernel)
@@ -204,9 +224,64 @@ impl Kind {
     }
 }
 
+/// Looks at an ELF's program headers before anything is loaded by them: everything goes between
+/// where kernels begin and the end of low RAM, and no more than a kernel has. Where it ends.
+fn check_segments(image: &mut (impl Read + Seek), low_ram: u64) -> Result<u64, String> {
+    const MAX_HEADERS: u16 = 64;
+    const HEADER: usize = 56;
+    const LOAD: u32 = 1;
+    const NOTE: u32 = 4;
+    const MAX_NOTE: u64 = 64 << 10;
+    let cut = |e: std::io::Error| format!("it is cut off ({e}): is it whole?");
+    let mut elf = [0; 64];
+    image.rewind().map_err(cut)?;
+    image.read_exact(&mut elf).map_err(cut)?;
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
+    let (table, size, count) = (
+        number(&elf[32..40]),
+        number(&elf[54..56]),
+        number(&elf[56..58]),
+    );
+    if size != HEADER as u64 || count == 0 || count > MAX_HEADERS.into() {
+        return Err(format!("it has {count} program headers of {size} bytes"));
+    }
+    image.seek(SeekFrom::Start(table)).map_err(cut)?;
+    let (mut end, mut total) = (0, 0u64);
+    for _ in 0..count {
+        let mut header = [0; HEADER];
+        image.read_exact(&mut header).map_err(cut)?;
+        let kind = number(&header[0..4]) as u32;
+        let (address, in_file, in_memory) = (
+            number(&header[24..32]),
+            number(&header[32..40]),
+            number(&header[40..48]),
+        );
+        if kind == NOTE && in_file > MAX_NOTE {
+            return Err(format!("it has a note of {in_file} bytes"));
+        }
+        let len = in_file.max(in_memory);
+        if kind != LOAD || len == 0 {
+            continue;
+        }
+        total = total.saturating_add(in_file);
+        let last = address.checked_add(len).filter(|last| *last <= low_ram);
+        let Some(last) = last.filter(|_| address >= layout::KERNEL && total <= MAX_UNPACKED) else {
+            return Err(format!(
+                "a segment of {len:#x} bytes at {address:#x} is not between {:#x} and {low_ram:#x}, where \
+                 guest memory for kernels is. Give the guest more memory",
+                layout::KERNEL
+            ));
+        };
+        end = end.max(last);
+    }
+    image.rewind().map_err(cut)?;
+    Ok(end)
+}
+
 fn load_elf<F>(
     memory: &GuestMemoryMmap,
     image: &mut F,
+    end: u64,
 ) -> Result<Kernel, linux_loader::loader::Error>
 where
     F: Read + Seek + vm_memory::ReadVolatile,
@@ -219,7 +294,7 @@ where
     };
     Ok(Kernel {
         entry,
-        end: result.kernel_end,
+        end: result.kernel_end.max(end),
         setup_header: None,
     })
 }
@@ -242,6 +317,9 @@ fn load_bzimage(
 /// Unpacks a bzImage's payload. None if its format is one for which there is no unpacker here.
 fn unpack(mut file: &File, header: &BzHeader) -> std::io::Result<Option<std::io::Result<Vec<u8>>>> {
     let (offset, length) = header.payload();
+    if length > MAX_UNPACKED {
+        return Ok(Some(Err(too_large())));
+    }
     file.seek(SeekFrom::Start(offset))?;
     let mut packed = Vec::new();
     file.take(length).read_to_end(&mut packed)?;
@@ -252,32 +330,35 @@ fn unpack(mut file: &File, header: &BzHeader) -> std::io::Result<Option<std::io:
             short,
         ))));
     }
-    // The last four bytes are the unpacked size.
-    let body = packed.len().saturating_sub(4);
-    let size = packed
-        .get(body..)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u32::from_le_bytes);
-    packed.truncate(body);
+    // The last four bytes are the unpacked size: gzip's own, which its decoder wants to see, or the
+    // kernel build's, which the others must not see.
+    let body = &packed[..packed.len().saturating_sub(4)];
     // The kernel's documentation defines the format by these first bytes.
     Ok(match packed.get(..4) {
-        Some([0x1f, 0x8b, ..]) => Some(read_all(
-            flate2::read::GzDecoder::new(packed.as_slice()),
-            size,
-        )),
-        Some([0x02, 0x21, 0x4c, 0x18]) => Some(unpack_lz4(&packed[4..])),
+        Some([0x1f, 0x8b, ..]) => Some(read_all(flate2::read::GzDecoder::new(packed.as_slice()))),
+        Some([0x02, 0x21, 0x4c, 0x18]) => Some(unpack_lz4(&body[4..])),
         Some([0x28, 0xb5, 0x2f, 0xfd]) => Some(
-            ruzstd::decoding::StreamingDecoder::new(packed.as_slice())
+            ruzstd::decoding::StreamingDecoder::new(body)
                 .map_err(std::io::Error::other)
-                .and_then(|decoder| read_all(decoder, size)),
+                .and_then(read_all),
         ),
         _ => None,
     })
 }
 
-fn read_all(decoder: impl Read, expected: u32) -> std::io::Result<Vec<u8>> {
-    let mut out = Vec::with_capacity((expected as usize).min(MAX_UNPACKED as usize));
-    decoder.take(MAX_UNPACKED).read_to_end(&mut out)?;
+fn too_large() -> std::io::Error {
+    std::io::Error::new(
+        std::io::ErrorKind::InvalidData,
+        "it is larger than any kernel",
+    )
+}
+
+fn read_all(decoder: impl Read) -> std::io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    decoder.take(MAX_UNPACKED + 1).read_to_end(&mut out)?;
+    if out.len() as u64 > MAX_UNPACKED {
+        return Err(too_large());
+    }
     Ok(out)
 }
 
@@ -287,17 +368,24 @@ fn unpack_lz4(mut packed: &[u8]) -> std::io::Result<Vec<u8>> {
     const BLOCK: usize = 8 << 20;
     let bad = |why: String| std::io::Error::new(std::io::ErrorKind::InvalidData, why);
     let mut out = Vec::new();
+    // One buffer for all blocks: a hostile stream has very many of them.
+    let mut unpacked = vec![0; BLOCK];
     while let Some((size, rest)) = packed.split_first_chunk::<4>() {
         let size = u32::from_le_bytes(*size) as usize;
         let Some((block, rest)) = rest.split_at_checked(size) else {
             return Err(bad(format!("an LZ4 block of {size} bytes is cut off")));
         };
-        let unpacked = lz4_flex::block::decompress(block, BLOCK).map_err(|e| bad(e.to_string()))?;
-        out.extend_from_slice(&unpacked);
+        let n = lz4_flex::block::decompress_into(block, &mut unpacked)
+            .map_err(|e| bad(e.to_string()))?;
+        out.extend_from_slice(&unpacked[..n]);
         if out.len() as u64 > MAX_UNPACKED {
-            return Err(bad("it is larger than any kernel".into()));
+            return Err(too_large());
         }
         packed = rest;
     }
     Ok(out)
 }
+
+#[cfg(test)]
+#[path = "kernel_test.rs"]
+mod tests;

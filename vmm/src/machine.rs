@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -130,8 +131,9 @@ pub struct Machine {
     _output: Option<OutputGuard>,
     worker: Worker,
     memory_size: u64,
-    _memory: GuestRam,
+    /// Goes before the memory that it maps.
     _vm: Arc<VmFd>,
+    _memory: GuestRam,
 }
 
 /// The devices; their queues are stopped before anything below them goes away.
@@ -329,9 +331,18 @@ fn open(what: &'static str, path: &std::path::Path) -> Result<File, MachineError
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(error)?;
-    if file.metadata().map_err(error)?.is_dir() {
+    // Opening a FIFO must not block the monitor.
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(error)?;
+    let metadata = file.metadata().map_err(error)?;
+    if metadata.is_dir() {
         return Err(error(io::ErrorKind::IsADirectory.into()));
+    }
+    if !metadata.is_file() {
+        return Err(error(io::Error::other("it is no regular file")));
     }
     Ok(file)
 }

@@ -85,7 +85,9 @@ fn run(args: &Args) -> Result<Outcome, Box<dyn std::error::Error>> {
     };
     let mut monitor = Monitor::new(kvm, options);
     let events = monitor.events();
-    signals::watch(move |signal| drop(events.send(Event::Signal(signal))))?;
+    signals::watch(sandbox, move |signal| {
+        drop(events.send(Event::Signal(signal)))
+    })?;
     if let Some(vm) = vm {
         monitor.boot_from_flags(vm)?;
     }

@@ -236,6 +236,7 @@ impl Monitor {
             Request::Create(config) => self.create(*config)?,
             Request::Delete => {
                 self.vm()?;
+                self.stop();
                 self.vm = None;
             }
             Request::Boot => self.boot()?,
@@ -299,6 +300,9 @@ impl Monitor {
             return Err(RequestError::Exists);
         }
         validate::check(&mut config)?;
+        if config.cpus.max_vcpus > config.cpus.boot_vcpus {
+            log::info!("CPUs cannot be added to a running VM: it stays with those it boots with");
+        }
         config.cpus.max_vcpus = config.cpus.boot_vcpus;
         self.vm = Some(Vm {
             config,
@@ -362,17 +366,28 @@ impl Monitor {
             events: self.events.clone(),
             generation: Generation(self.generation),
         });
-        let machine = Machine::boot(
+        let booted = Machine::boot(
             &self.kvm,
             &vm.config,
             terminals,
             events,
             self.options.sandbox,
         )
-        .map_err(BootError::Machine)?;
-        vm.machine = Some(machine);
-        vm.state = VmState::Running;
-        Ok(())
+        .map_err(BootError::Machine);
+        match booted {
+            Ok(machine) => {
+                vm.machine = Some(machine);
+                vm.state = VmState::Running;
+                Ok(())
+            }
+            Err(e) => {
+                // CPUs that ran already may have sent events; nobody is to act on them. And the
+                // terminal goes back to whoever reads why this failed.
+                self.generation += 1;
+                vm.terminals = None;
+                Err(e.into())
+            }
+        }
     }
 
     fn pause(&mut self) -> Result<(), RequestError> {
@@ -433,13 +448,16 @@ impl Monitor {
         match action {
             Action::PowerOff => self.ended(Outcome::Done),
             Action::Reboot if self.options.no_reboot => self.ended(Outcome::Done),
-            Action::Reboot => match self.reboot() {
-                Ok(()) => None,
-                Err(e) => self.ended(Outcome::Failed(format!(
-                    "the guest's reboot failed: {}",
-                    chain(&e).join(": ")
-                ))),
-            },
+            Action::Reboot => {
+                log::info!("the guest reset itself");
+                match self.reboot() {
+                    Ok(()) => None,
+                    Err(e) => self.ended(Outcome::Failed(format!(
+                        "the guest's reboot failed: {}",
+                        chain(&e).join(": ")
+                    ))),
+                }
+            }
             Action::GuestPanic => {
                 log::error!("the guest's kernel panicked");
                 self.ended(Outcome::GuestPanic)

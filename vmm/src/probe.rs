@@ -90,7 +90,8 @@ fn attempt(kvm: &Kvm) -> Result<Outcome, ProbeSetupError> {
     arch::probe_program(&memory, &vcpu)?;
 
     // A KVM that makes no progress must not hang the monitor: somebody kicks the CPU in the end.
-    let target = KickTarget::of_this_thread(&mut vcpu);
+    let running = KickTarget::of_this_thread(&mut vcpu);
+    let target = running.target();
     let over = Arc::new(AtomicBool::new(false));
     let (finished, watch) = std::sync::mpsc::channel::<()>();
     let expired = over.clone();
@@ -125,5 +126,6 @@ fn attempt(kvm: &Kvm) -> Result<Outcome, ProbeSetupError> {
     };
     drop(finished);
     let _ = watchdog.join();
+    drop(running);
     Ok(outcome)
 }

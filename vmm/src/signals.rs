@@ -4,6 +4,8 @@ use std::io;
 
 use rustix::process::Signal;
 
+use crate::sandbox::{Sandbox, ThreadKind};
+
 const ENDING: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
 
 fn set() -> libc::sigset_t {
@@ -29,10 +31,13 @@ pub fn block() -> io::Result<()> {
 }
 
 /// Starts the thread that waits for them.
-pub fn watch(on_signal: impl Fn(i32) + Send + 'static) -> io::Result<()> {
+pub fn watch(sandbox: Sandbox, on_signal: impl Fn(i32) + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
+            if let Err(e) = sandbox.enter(ThreadKind::Signals) {
+                log::error!("the signals' thread cannot enter the sandbox: {e}");
+            }
             let set = set();
             loop {
                 let mut signal = 0;

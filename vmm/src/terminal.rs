@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -52,8 +53,12 @@ impl Terminal {
                     .create(true)
                     .write(true)
                     .truncate(true)
+                    // A FIFO that nobody reads is refused (ENXIO) instead of waited for.
+                    .custom_flags(libc::O_NONBLOCK)
                     .open(&path);
                 let file = file.map_err(error(&path.display().to_string()))?;
+                rustix::io::ioctl_fionbio(&file, false)
+                    .map_err(|e| error(&path.display().to_string())(e.into()))?;
                 Ok(Terminal {
                     output: Some(file.into()),
                     ..Terminal::default()
@@ -120,7 +125,7 @@ impl RawMode {
         let fd = fd.try_clone_to_owned().ok()?;
         let mut raw = before.clone();
         raw.make_raw();
-        // Keep what makes our own lines readable, and Ctrl-C ending the monitor's start-up.
+        // Keep what makes our own lines readable. Ctrl-C is the guest's.
         raw.output_modes = before.output_modes;
         tcsetattr(&fd, OptionalActions::Now, &raw).ok()?;
         Some(RawMode { fd, before })

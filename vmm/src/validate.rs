@@ -15,6 +15,8 @@ pub const MAX_CPUS: u32 = 64;
 const MIN_MEMORY: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 const MAX_QUEUES: u16 = 64;
+/// Names of devices that configurations do not name.
+const RESERVED_IDS: [&str; 2] = ["_rng", "_console"];
 
 /// A rule that a configuration breaks.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -24,10 +26,16 @@ pub enum ConfigError {
     NoKernel,
     #[error("cpus boot={0}: a machine has 1 to {MAX_CPUS} CPUs")]
     Cpus(u32),
-    #[error("cpus max={max} differs from boot={boot}: CPUs cannot be added later, leave max out")]
+    #[error("cpus max={max}: give boot={boot} to {MAX_CPUS}, or leave max out")]
     MaxCpus { boot: u32, max: u32 },
     #[error("cpus affinity names CPU {0}, which the machine does not have")]
     Affinity(u32),
+    #[error("cpus max_phys_bits={0}: give 32 to 52")]
+    PhysBits(u8),
+    #[error("memory hugepage_size={0} means nothing without hugepages=on: give both or neither")]
+    HugePagesOff(u64),
+    #[error("`{0}` is the name of a built-in device: give another id")]
+    ReservedId(String),
     #[error("memory size={0}: give at least {MIN_MEMORY} bytes, in whole pages of {1}")]
     Memory(u64, u64),
     #[error("memory hugepage_size={0} is no power of two from 4K on")]
@@ -130,7 +138,10 @@ fn cpus(config: &VmConfig) -> Result<(), ConfigError> {
     if !(1..=MAX_CPUS).contains(&cpus.boot_vcpus) {
         return Err(ConfigError::Cpus(cpus.boot_vcpus));
     }
-    if cpus.max_vcpus != 0 && cpus.max_vcpus != cpus.boot_vcpus {
+    if !(32..=52).contains(&cpus.max_phys_bits) {
+        return Err(ConfigError::PhysBits(cpus.max_phys_bits));
+    }
+    if cpus.max_vcpus != 0 && !(cpus.boot_vcpus..=MAX_CPUS).contains(&cpus.max_vcpus) {
         return Err(ConfigError::MaxCpus {
             boot: cpus.boot_vcpus,
             max: cpus.max_vcpus,
@@ -145,6 +156,9 @@ fn cpus(config: &VmConfig) -> Result<(), ConfigError> {
 fn memory(config: &VmConfig) -> Result<(), ConfigError> {
     let memory = &config.memory;
     let mut page = PAGE;
+    if let (false, Some(size)) = (memory.hugepages, memory.hugepage_size) {
+        return Err(ConfigError::HugePagesOff(size));
+    }
     if memory.hugepages {
         page = memory.hugepage_size.unwrap_or(2 << 20);
         if !page.is_power_of_two() || page < PAGE {
@@ -220,6 +234,9 @@ fn unique_ids(config: &VmConfig) -> Result<(), ConfigError> {
         .chain(config.net.iter().filter_map(|n| n.id.as_ref()))
         .chain(vsock);
     for id in ids {
+        if RESERVED_IDS.contains(&id.as_str()) {
+            return Err(ConfigError::ReservedId(id.clone()));
+        }
         if !seen.insert(id) {
             return Err(ConfigError::DuplicateId(id.clone()));
         }

@@ -39,7 +39,15 @@ fn each_broken_rule_names_the_thing_and_the_remedy() {
     refused(|c| c.payload.kernel = None, &["kernel"]);
     refused(|c| c.cpus.boot_vcpus = 0, &["boot=0", "1 to 64"]);
     refused(|c| c.cpus.boot_vcpus = 65, &["boot=65", "1 to 64"]);
-    refused(|c| c.cpus.max_vcpus = 2, &["max=2", "leave max out"]);
+    refused(
+        |c| (c.cpus.boot_vcpus, c.cpus.max_vcpus) = (4, 2),
+        &["max=2", "boot=4"],
+    );
+    refused(|c| c.cpus.max_phys_bits = 20, &["max_phys_bits=20"]);
+    refused(
+        |c| c.memory.hugepage_size = Some(2 << 20),
+        &["hugepages=on"],
+    );
     refused(|c| c.memory.size = 4096, &["size=4096"]);
     refused(|c| c.memory.size = (64 << 20) + 1, &["whole pages"]);
     refused(

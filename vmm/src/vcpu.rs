@@ -97,15 +97,31 @@ fn install_handler() {
 /// A thread whose CPU can be kicked.
 pub struct KickTarget(libc::pthread_t);
 
+/// This thread runs a CPU, for as long as this lives. It ends before the CPU does.
+pub struct RunningHere(());
+
+impl RunningHere {
+    /// A name to kick the thread by.
+    pub fn target(&self) -> KickTarget {
+        // SAFETY: always succeeds.
+        KickTarget(unsafe { libc::pthread_self() })
+    }
+}
+
+impl Drop for RunningHere {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.set(ptr::null_mut());
+    }
+}
+
 impl KickTarget {
     /// Makes this thread the one that runs `vcpu`.
-    pub fn of_this_thread(vcpu: &mut VcpuFd) -> KickTarget {
+    pub fn of_this_thread(vcpu: &mut VcpuFd) -> RunningHere {
         install_handler();
         let run: *mut kvm_run = vcpu.get_kvm_run();
         // SAFETY: the pointer is to the CPU's mapped kvm_run; only the field's address is taken.
         IMMEDIATE_EXIT.set(unsafe { &raw mut (*run).immediate_exit });
-        // SAFETY: always succeeds.
-        KickTarget(unsafe { libc::pthread_self() })
+        RunningHere(())
     }
 
     /// Ends the thread's KVM_RUN, the present one or the next.
@@ -151,7 +167,7 @@ impl Vcpu {
                     events,
                     ended: false,
                 };
-                KickTarget::of_this_thread(&mut cpu.fd);
+                let running = KickTarget::of_this_thread(&mut cpu.fd);
                 let outcome = prepare();
                 let go_on = outcome.is_ok();
                 let _ = ready.send(outcome);
@@ -159,7 +175,7 @@ impl Vcpu {
                     cpu.run(&shared);
                 }
                 // The mapped kvm_run goes away with the CPU.
-                IMMEDIATE_EXIT.set(ptr::null_mut());
+                drop(running);
                 shared.inner.lock().1 = State::Stopped;
                 shared.changed.notify_all();
             })?;
@@ -240,7 +256,6 @@ enum Exit {
     Act(Action),
     EndOfInterrupt(u8),
     Failed(Failure),
-    Nothing,
 }
 
 impl Cpu {
@@ -273,7 +288,6 @@ impl Cpu {
             Exit::Mmio => return self.mmio(),
             Exit::EndOfInterrupt(vector) => self.board.end_of_interrupt(vector),
             Exit::Act(action) => return self.carry_out(action),
-            Exit::Nothing => {}
             Exit::Interrupted => {
                 self.fd.set_kvm_immediate_exit(0);
                 return false;
@@ -302,10 +316,8 @@ impl Cpu {
             Ok(VcpuExit::FailEntry(reason, cpu)) => Exit::Failed(Failure::Entry(format!(
                 "hardware reason {reason:#x} on CPU {cpu}"
             ))),
-            Ok(other) => {
-                log::debug!("vcpu{}: exit {other:?}", self.index);
-                Exit::Nothing
-            }
+            // Entering again would end the same way, for ever.
+            Ok(other) => Exit::Failed(Failure::Entry(format!("unexpected exit {other:?}"))),
             Err(e) => match e.errno() {
                 libc::EINTR | libc::EAGAIN => Exit::Interrupted,
                 _ => Exit::Failed(Failure::Entry(format!("KVM_RUN: {e}"))),
@@ -372,13 +384,14 @@ impl Cpu {
     }
 
     /// Lets KVM finish the access that the last exit was for (KVM API §5: state is consistent only
-    /// after re-entry).
+    /// after re-entry). An access of several parts exits once for each of them.
     fn finish_access(&mut self) {
-        if self.ended {
-            return;
+        while !self.ended {
+            self.fd.set_kvm_immediate_exit(1);
+            if !self.step() {
+                break;
+            }
         }
-        self.fd.set_kvm_immediate_exit(1);
-        let _ = self.fd.run();
         self.fd.set_kvm_immediate_exit(0);
     }
 }

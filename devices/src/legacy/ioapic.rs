@@ -28,6 +28,8 @@ struct State {
     select: u8,
     id: u8,
     entries: [u64; PINS],
+    /// Level-triggered pins that were driven while their interrupt was not ended, by bit.
+    waiting: u32,
 }
 
 /// An IOAPIC whose first pin is GSI 0.
@@ -55,6 +57,7 @@ impl IoApic {
                 select: 0,
                 id: 0,
                 entries: [MASKED; PINS],
+                waiting: 0,
             }),
             msi,
         }
@@ -71,6 +74,7 @@ impl IoApic {
         }
         if *entry & LEVEL != 0 {
             if *entry & REMOTE_IRR != 0 {
+                state.waiting |= 1 << pin;
                 return;
             }
             *entry |= REMOTE_IRR;
@@ -82,11 +86,21 @@ impl IoApic {
 
     /// A CPU ended the level-triggered interrupt `vector`.
     pub fn end_of_interrupt(&self, vector: u8) {
-        let mut state = self.state.lock();
-        for entry in &mut state.entries {
-            if *entry & LEVEL != 0 && *entry & VECTOR == u64::from(vector) {
-                *entry &= !REMOTE_IRR;
+        let again = {
+            let mut state = self.state.lock();
+            let mut ended = 0u32;
+            for (pin, entry) in state.entries.iter_mut().enumerate() {
+                if *entry & LEVEL != 0 && *entry & VECTOR == u64::from(vector) {
+                    *entry &= !REMOTE_IRR;
+                    ended |= 1 << pin;
+                }
             }
+            let again = state.waiting & ended;
+            state.waiting &= !ended;
+            again
+        };
+        for pin in (0..PINS).filter(|pin| again >> pin & 1 == 1) {
+            self.pulse(pin);
         }
     }
 
@@ -115,7 +129,7 @@ impl IoApic {
                     // KVM reports the end of these vectors alone; edges need nothing.
                     let live = state.entries.iter().filter(|e| concerns(**e));
                     let pins: Vec<_> = live.map(|e| message(*e)).collect();
-                    drop(state);
+                    // Under the lock, so that the last writer's pins are the ones that stay.
                     self.msi.set_pins(&pins);
                 }
             }

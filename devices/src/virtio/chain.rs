@@ -159,6 +159,22 @@ impl Chain {
         done
     }
 
+    /// Appends what is in the writable buffers to `out`.
+    pub fn read_back(&self, out: &mut Vec<u8>) {
+        for part in self.writable() {
+            let start = out.len();
+            out.resize(start + part.iov_len, 0);
+            // SAFETY: as in `take_front`; `out` has just grown by `iov_len`.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    part.iov_base.cast::<u8>(),
+                    out[start..].as_mut_ptr(),
+                    part.iov_len,
+                );
+            }
+        }
+    }
+
     /// Copies readable bytes into `out`, without taking them; how many there were.
     pub fn peek(&self, out: &mut [u8]) -> usize {
         let mut done = 0;

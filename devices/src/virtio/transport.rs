@@ -201,9 +201,7 @@ impl VirtioPci {
 
     /// Carries out [`Action::Activate`]: runs the queues that the driver enabled.
     pub fn activate(&self, worker: &WorkerHandle) {
-        if self.shared.registers.lock().phase == Phase::Active {
-            self.start(worker);
-        }
+        self.start(worker);
     }
 
     /// Carries out [`Action::Reset`]: stops the queues and shows the driver a fresh device.
@@ -238,22 +236,24 @@ impl VirtioPci {
 
     /// Goes on after [`pause`](Self::pause).
     pub fn resume(&self, worker: &WorkerHandle) {
-        let paused = {
+        {
             let mut registers = self.shared.registers.lock();
-            let paused = registers.phase == Phase::Paused;
-            if paused {
-                registers.phase = Phase::Active;
+            if registers.phase != Phase::Paused {
+                return;
             }
-            paused
-        };
-        if paused {
-            self.start(worker);
+            registers.phase = Phase::Active;
         }
+        self.start(worker);
     }
 
+    /// Runs the queues if they are to run and do not yet: an activation that a pause and a resume
+    /// overtook finds them running.
     fn start(&self, worker: &WorkerHandle) {
         let (negotiated, states) = {
-            let registers = self.shared.registers.lock();
+            let mut registers = self.shared.registers.lock();
+            if registers.phase != Phase::Active || std::mem::replace(&mut registers.running, true) {
+                return;
+            }
             (registers.driver_features, registers.enabled_queues())
         };
         let mut device = self.device.lock();
@@ -284,6 +284,7 @@ impl VirtioPci {
                 self.shared.registers.lock().save(index, state);
             }
         }
+        self.shared.registers.lock().running = false;
     }
 
     fn write_status(&self, value: u8) -> Action {
@@ -291,9 +292,8 @@ impl VirtioPci {
         if value == 0 {
             return match registers.phase {
                 Phase::Idle => {
-                    drop(registers);
+                    registers.reset();
                     self.forget_vectors();
-                    self.shared.registers.lock().reset();
                     Action::None
                 }
                 Phase::Resetting => Action::None,

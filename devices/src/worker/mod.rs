@@ -191,7 +191,7 @@ fn run(mut ring: ring::Ring, inbox: &Mailbox) {
                 match command {
                     Command::Attach(id, source) => attach(&mut ring, &mut sources, id, source),
                     Command::Detach(id) => detach(&mut ring, &mut sources, id),
-                    Command::Quit => return,
+                    Command::Quit => return quit(sources),
                 }
             }
             ring.wait_for_mail(&mut wake, &inbox.wake);
@@ -209,6 +209,16 @@ fn run(mut ring: ring::Ring, inbox: &Mailbox) {
             {
                 attached.source.stopped();
             }
+        }
+    }
+}
+
+/// Ends with the sources that nobody detached. What the kernel may still write to or read from is
+/// kept for good: it is little, and freeing it would hand the kernel somebody else's memory.
+fn quit(sources: Vec<Option<Attached>>) {
+    for attached in sources.into_iter().flatten() {
+        if attached.in_flight > 0 {
+            std::mem::forget(attached);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::inert::{Ignored, Inert};
+use crate::inert::{self, Ignored, Inert};
 
 /// A whole machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -16,6 +16,7 @@ pub struct VmConfig {
     /// Memory.
     pub memory: MemoryConfig,
     /// What is booted.
+    #[serde(deserialize_with = "null_is_default")]
     pub payload: PayloadConfig,
     /// Block devices, in the order in which the guest finds them.
     #[serde(deserialize_with = "null_is_default")]
@@ -65,7 +66,7 @@ pub struct VmConfig {
     #[serde(skip_serializing)]
     pub watchdog: Inert,
     #[doc(hidden)]
-    #[serde(skip_serializing)]
+    #[serde(skip_serializing, deserialize_with = "inert::debug_console")]
     pub debug_console: Inert,
     #[doc(hidden)]
     #[serde(skip_serializing)]
@@ -74,7 +75,7 @@ pub struct VmConfig {
     #[serde(skip_serializing)]
     pub pci_segments: Inert,
     #[doc(hidden)]
-    #[serde(skip_serializing)]
+    #[serde(skip_serializing, deserialize_with = "inert::platform")]
     pub platform: Inert,
     #[doc(hidden)]
     #[serde(skip_serializing)]
@@ -168,8 +169,11 @@ pub struct CpusConfig {
     #[serde(skip_serializing)]
     pub features: Inert,
     #[doc(hidden)]
-    #[serde(skip_serializing)]
+    #[serde(skip_serializing, deserialize_with = "inert::core_scheduling")]
     pub core_scheduling: Inert,
+    #[doc(hidden)]
+    #[serde(skip_serializing, deserialize_with = "inert::profile")]
+    pub profile: Inert,
 }
 
 impl Default for CpusConfig {
@@ -184,6 +188,7 @@ impl Default for CpusConfig {
             kvm_hyperv: Inert,
             features: Inert,
             core_scheduling: Inert,
+            profile: Inert,
         }
     }
 }
@@ -218,7 +223,7 @@ pub struct MemoryConfig {
     pub thp: bool,
     #[doc(hidden)]
     #[serde(skip_serializing)]
-    pub hotplug_size: Inert,
+    pub hotplug_size: Ignored,
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub hotplugged_size: Inert,
@@ -243,7 +248,7 @@ impl Default for MemoryConfig {
             prefault: false,
             mergeable: false,
             thp: true,
-            hotplug_size: Inert,
+            hotplug_size: Ignored,
             hotplugged_size: Inert,
             hotplug_method: Inert,
             zones: Inert,
@@ -335,6 +340,12 @@ pub struct DiskConfig {
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub lock_granularity: Ignored,
+    #[doc(hidden)]
+    #[serde(skip_serializing)]
+    pub disable_io_uring: Ignored,
+    #[doc(hidden)]
+    #[serde(skip_serializing)]
+    pub disable_aio: Ignored,
 }
 
 impl Default for DiskConfig {
@@ -359,6 +370,8 @@ impl Default for DiskConfig {
             backing_files: Inert,
             sparse: Ignored,
             lock_granularity: Ignored,
+            disable_io_uring: Ignored,
+            disable_aio: Ignored,
         }
     }
 }
@@ -368,6 +381,7 @@ impl Default for DiskConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct NetConfig {
     /// A tap interface, which exists already.
+    #[serde(deserialize_with = "null_is_default")]
     pub tap: String,
     /// The guest's Ethernet address; one made from the tap's name if absent.
     pub mac: Option<String>,
@@ -384,10 +398,10 @@ pub struct NetConfig {
     /// Offer checksum offload.
     pub offload_csum: bool,
     #[doc(hidden)]
-    #[serde(skip_serializing)]
+    #[serde(skip_serializing, deserialize_with = "inert::ip")]
     pub ip: Inert,
     #[doc(hidden)]
-    #[serde(skip_serializing)]
+    #[serde(skip_serializing, deserialize_with = "inert::mask")]
     pub mask: Inert,
     #[doc(hidden)]
     #[serde(skip_serializing)]
@@ -416,6 +430,9 @@ pub struct NetConfig {
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub vhost_mode: Ignored,
+    #[doc(hidden)]
+    #[serde(skip_serializing)]
+    pub fds: Inert,
 }
 
 impl Default for NetConfig {
@@ -440,6 +457,7 @@ impl Default for NetConfig {
             pci_device_id: Inert,
             offload_ufo: Ignored,
             vhost_mode: Ignored,
+            fds: Inert,
         }
     }
 }

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
+
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// A setting that may only be switched off: null, false, 0, "", "Off", an empty list, or an object
@@ -26,6 +28,65 @@ impl<'de> Deserialize<'de> for Inert {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_any(InertVisitor)
     }
+}
+
+/// Reads a setting that may also be what Cloud Hypervisor's clients send by default.
+fn accept<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    defaults: &[&str],
+) -> Result<Inert, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    if value.as_str().is_some_and(|text| defaults.contains(&text)) {
+        return Ok(Inert);
+    }
+    Inert::deserialize(value).map_err(D::Error::custom)
+}
+
+/// Reads an object without the keys that have these values.
+fn accept_object<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    defaults: &[(&str, Value)],
+) -> Result<Inert, D::Error> {
+    let mut value = Value::deserialize(deserializer)?;
+    if let Some(object) = value.as_object_mut() {
+        object.retain(|key, value| !defaults.iter().any(|(k, v)| k == key && v == value));
+    }
+    Inert::deserialize(value).map_err(D::Error::custom)
+}
+
+/// `cpus.core_scheduling`.
+pub(crate) fn core_scheduling<'de, D: Deserializer<'de>>(d: D) -> Result<Inert, D::Error> {
+    accept(d, &["Vm"])
+}
+
+/// `cpus.profile`.
+pub(crate) fn profile<'de, D: Deserializer<'de>>(d: D) -> Result<Inert, D::Error> {
+    accept(d, &["Host"])
+}
+
+/// `net.ip`.
+pub(crate) fn ip<'de, D: Deserializer<'de>>(d: D) -> Result<Inert, D::Error> {
+    accept(d, &["192.168.249.1"])
+}
+
+/// `net.mask`.
+pub(crate) fn mask<'de, D: Deserializer<'de>>(d: D) -> Result<Inert, D::Error> {
+    accept(d, &["255.255.255.0"])
+}
+
+/// `debug_console`.
+pub(crate) fn debug_console<'de, D: Deserializer<'de>>(d: D) -> Result<Inert, D::Error> {
+    accept_object(d, &[("iobase", json!(233))])
+}
+
+/// `platform`.
+pub(crate) fn platform<'de, D: Deserializer<'de>>(d: D) -> Result<Inert, D::Error> {
+    let defaults = [
+        ("num_pci_segments", json!(1)),
+        ("iommu_address_width_bits", json!(64)),
+        ("vfio_p2p_dma", json!(true)),
+    ];
+    accept_object(d, &defaults)
 }
 
 fn refuse<E: Error>(on: bool) -> Result<Inert, E> {

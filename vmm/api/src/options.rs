@@ -17,6 +17,8 @@ use thiserror::Error;
 const MAX_DEPTH: usize = 8;
 /// Numbers that one range may stand for.
 const MAX_RANGE: u64 = 4096;
+/// Items of one list.
+const MAX_ITEMS: usize = 8192;
 
 /// Why an option could not be understood.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -99,19 +101,29 @@ impl Parser<'_> {
         self.rest = rest;
         if in_list && let Some(rest) = rest.strip_prefix('@') {
             self.rest = rest;
+            self.deeper()?;
             let value = self.value(true)?;
+            self.depth -= 1;
             return Ok(Node::Pair(text.to_owned(), Box::new(value)));
         }
         Ok(Node::Text(text.to_owned()))
     }
 
-    fn list(&mut self) -> Result<Node, OptionError> {
+    fn deeper(&mut self) -> Result<(), OptionError> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
             return error("lists are nested too deeply");
         }
+        Ok(())
+    }
+
+    fn list(&mut self) -> Result<Node, OptionError> {
+        self.deeper()?;
         let mut items = Vec::new();
         loop {
+            if items.len() > MAX_ITEMS {
+                return error(format!("a list has more than {MAX_ITEMS} items"));
+            }
             if let Some(rest) = self.rest.strip_prefix(']') {
                 self.rest = rest;
                 self.depth -= 1;

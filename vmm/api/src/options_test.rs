@@ -58,12 +58,35 @@ fn mistakes_are_named() {
             .to_string()
             .contains("not closed")
     );
+    assert!(from_str::<CpusConfig>(&format!("affinity=[{}", "0@".repeat(100_000))).is_err());
     assert!(
         from_str::<CpusConfig>("affinity=[0@[0-99999]]")
             .unwrap_err()
             .to_string()
             .contains("range")
     );
+}
+
+#[test]
+fn what_cloud_hypervisors_clients_send_by_default_is_accepted() {
+    let json = r#"{"cpus":{"boot_vcpus":1,"max_vcpus":4,"core_scheduling":"Vm","profile":"Host","nested":true},
+        "memory":{"size":536870912,"hotplug_size":1073741824,"hotplug_method":"Acpi","thp":true},
+        "payload":null,
+        "net":[{"tap":"t","ip":"192.168.249.1","mask":"255.255.255.0","fds":null,"vhost_mode":"Client"}],
+        "disks":[{"path":"d","disable_io_uring":false,"disable_aio":false,"sparse":true}],
+        "debug_console":{"mode":"Off","iobase":233},
+        "platform":{"num_pci_segments":1,"iommu_address_width_bits":64,"vfio_p2p_dma":true,"tdx":false}}"#;
+    serde_json::from_str::<crate::VmConfig>(json).unwrap();
+    for refused in [
+        r#"{"net":[{"ip":"10.0.0.1"}]}"#,
+        r#"{"platform":{"uuid":"x"}}"#,
+        r#"{"debug_console":{"mode":"Tty"}}"#,
+    ] {
+        assert!(
+            serde_json::from_str::<crate::VmConfig>(refused).is_err(),
+            "{refused}"
+        );
+    }
 }
 
 #[test]

@@ -29,6 +29,8 @@ const MAX_BODY: usize = 1 << 20;
 const MAX_CONNECTIONS: u32 = 64;
 /// A client that starts a request finishes its head within this.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// And its body within this.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Answers under way when the monitor ends reach their clients within this.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes of an oversized body that are read all the same, so that its sender sees the refusal.
@@ -177,7 +179,13 @@ async fn answer(
     monitor: &Sender<Event>,
 ) -> Result<Option<serde_json::Value>, Refusal> {
     let endpoint = route(request.method(), request.uri().path())?;
-    let body = read_body(request.into_body()).await?;
+    let body = tokio::time::timeout(BODY_TIMEOUT, read_body(request.into_body())).await;
+    let body = body.map_err(|_| {
+        Refusal::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "the request's body did not arrive in time",
+        )
+    })??;
     if endpoint.operation == Operation::OpenApi {
         return Ok(Some(openapi()));
     }
@@ -255,7 +263,7 @@ fn parse(operation: Operation, body: &[u8]) -> Result<Request, Refusal> {
 
 fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     let mut deserializer = serde_json::Deserializer::from_slice(body);
-    serde_path_to_error::deserialize(&mut deserializer).map_err(|e| {
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|e| {
         let path = e.path().to_string();
         let cause = e.into_inner().to_string();
         let what = if path == "." {
@@ -264,7 +272,12 @@ fn from_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
             format!("`{path}` is not valid")
         };
         Refusal(StatusCode::BAD_REQUEST, vec![what, cause])
-    })
+    })?;
+    deserializer.end().map_err(|e| {
+        let what = "something follows the request's JSON".to_owned();
+        Refusal(StatusCode::BAD_REQUEST, vec![what, e.to_string()])
+    })?;
+    Ok(value)
 }
 
 /// Cloud Hypervisor's status codes, as its API documents them.

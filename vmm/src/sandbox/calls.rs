@@ -54,7 +54,6 @@ const WORKER: &[c_long] = &[
     SYS_sendmsg,
     SYS_sendto,
     SYS_shutdown,
-    SYS_socket,
     SYS_writev,
 ];
 
@@ -109,6 +108,7 @@ const MONITOR: &[c_long] = &[
     SYS_sched_getaffinity,
     SYS_sched_setaffinity,
     SYS_seccomp,
+    SYS_socket,
     SYS_set_robust_list,
     SYS_stat,
     SYS_statx,
@@ -123,6 +123,9 @@ const KVM_SIGNAL_MSI: u64 = 0x4020_aea5;
 const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
 const KVM_IRQFD: u64 = 0x4020_ae76;
 const KVM_IOEVENTFD: u64 = 0x4040_ae79;
+
+// From <linux/if_tun.h>.
+const TUNSETQUEUE: u64 = 0x4004_54d9;
 
 type Rules = Vec<(i64, Vec<SeccompRule>)>;
 
@@ -148,18 +151,26 @@ pub fn of(kind: ThreadKind) -> Rules {
             ];
             with_ioctls(free(&[COMMON, VCPU]), &calls)
         }
-        // Typed characters interrupt the guest from here.
-        ThreadKind::Worker => with_ioctls(free(&[COMMON, WORKER]), &[KVM_SIGNAL_MSI]),
+        // Typed characters interrupt the guest from here, and tap queues are switched.
+        ThreadKind::Worker => {
+            let mut rules = with_ioctls(free(&[COMMON, WORKER]), &[KVM_SIGNAL_MSI, TUNSETQUEUE]);
+            rules.push((SYS_socket, only(0, AF_UNIX as u64)));
+            rules
+        }
+        ThreadKind::Signals => free(&[COMMON, &[SYS_rt_sigtimedwait]]),
     }
 }
 
 fn with_ioctls(mut rules: Rules, calls: &[u64]) -> Rules {
     const REQUEST: u8 = 1;
-    let allowed = calls.iter().filter_map(|call| {
-        let condition =
-            SeccompCondition::new(REQUEST, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *call);
-        SeccompRule::new(vec![condition.ok()?]).ok()
-    });
+    let allowed = calls.iter().flat_map(|call| only(REQUEST, *call));
     rules.push((SYS_ioctl, allowed.collect()));
     rules
+}
+
+/// A call whose argument `index` is `value`.
+fn only(index: u8, value: u64) -> Vec<SeccompRule> {
+    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
+    let rule = condition.and_then(|condition| SeccompRule::new(vec![condition]));
+    rule.into_iter().collect()
 }

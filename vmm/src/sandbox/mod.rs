@@ -24,6 +24,8 @@ pub enum ThreadKind {
     Worker,
     /// The API's server.
     Api,
+    /// The one that waits for signals.
+    Signals,
 }
 
 /// How strictly the filters work.
@@ -75,6 +77,7 @@ impl Sandbox {
             ThreadKind::Vcpu => b'V',
             ThreadKind::Worker => b'W',
             ThreadKind::Api => b'A',
+            ThreadKind::Signals => b'S',
         };
         KIND.with(|k| k.store(letter, Ordering::Relaxed));
         apply_filter(program(kind, refused)?).map_err(io::Error::other)
@@ -83,7 +86,7 @@ impl Sandbox {
 
 /// The compiled filter of a kind of thread; compiled once, since there may be many CPUs.
 fn program(kind: ThreadKind, refused: SeccompAction) -> io::Result<&'static BpfProgram> {
-    static PROGRAMS: [OnceLock<BpfProgram>; 4] = [const { OnceLock::new() }; 4];
+    static PROGRAMS: [OnceLock<BpfProgram>; 5] = [const { OnceLock::new() }; 5];
     let place = &PROGRAMS[kind as usize];
     if let Some(program) = place.get() {
         return Ok(program);
@@ -148,6 +151,7 @@ mod tests {
             ThreadKind::Vcpu,
             ThreadKind::Worker,
             ThreadKind::Api,
+            ThreadKind::Signals,
         ] {
             assert!(!program(kind, SeccompAction::Trap).unwrap().is_empty());
         }

@@ -69,7 +69,8 @@ pub struct Disk {
     pub size: u64,
     /// Whether writes are refused.
     pub readonly: bool,
-    /// What offsets and lengths must be a multiple of: 512, or more with O_DIRECT.
+    /// What offsets and lengths must be a multiple of: 512, or more with O_DIRECT and on block
+    /// devices with larger blocks.
     pub block_size: u32,
     /// What host addresses must be a multiple of (1 without O_DIRECT).
     pub memory_align: u32,
@@ -116,8 +117,15 @@ impl Disk {
         } else {
             return Err(kind_error("neither a file nor a block device"));
         };
+        // Only opening must not block. Left on, some kernels fail every transfer with EAGAIN.
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| open_error(e.into()))?;
+        rustix::fs::fcntl_setfl(&file, flags - rustix::fs::OFlags::NONBLOCK)
+            .map_err(|e| open_error(e.into()))?;
         let (block_size, memory_align) = if options.direct {
             direct_alignment(&file)
+        } else if kind.is_block_device() {
+            let logical = rustix::fs::ioctl_blksszget(&file).unwrap_or(SECTOR as u32);
+            (logical.max(SECTOR as u32), 1)
         } else {
             (SECTOR as u32, 1)
         };

@@ -22,9 +22,10 @@ const F_DISCARD: u32 = 13;
 const F_WRITE_ZEROES: u32 = 14;
 
 /// Segments of one discard or write-zeroes request.
-const MAX_SEGMENTS: u32 = 32;
-/// Sectors of one such segment (128 MiB): bounds how long one request takes.
-const MAX_SEGMENT_SECTORS: u32 = 1 << 18;
+const MAX_SEGMENTS: u32 = 4;
+/// Sectors of one such segment (8 MiB). Where a file system cannot zero a range, zeroes are written:
+/// this bounds how long one request takes, and so how long a pause waits.
+const MAX_SEGMENT_SECTORS: u32 = 1 << 14;
 
 /// The length of the identity string (virtio 1.3 §5.2.6).
 const ID_LEN: usize = 20;

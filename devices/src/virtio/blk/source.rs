@@ -17,8 +17,11 @@ use crate::worker::{Io, KickWait, Source};
 
 const KICK: u32 = u32::MAX;
 
-/// Bounces of one request are at most this long; longer misaligned requests fail.
+/// Bounce buffers of one queue together are at most this long. Requests wait for room; one that is
+/// longer by itself fails.
 const MAX_BOUNCE: u64 = 32 << 20;
+/// Failures of one queue that are logged: the guest decides how many there are.
+const LOGGED: u32 = 3;
 
 /// What one queue counted.
 #[derive(Default)]
@@ -45,6 +48,7 @@ struct Slot {
     iov: Vec<iovec>,
     first: usize,
     bounce: Option<Bounce>,
+    bounced: u64,
     extents: Vec<Extent>,
     next_extent: usize,
     /// The current extent is zeroed by writing.
@@ -66,6 +70,12 @@ pub(super) struct BlkSource {
     free: Vec<u32>,
     stopping: bool,
     broken: bool,
+    /// A place or memory for a bounce buffer was lacking: the next completion looks again.
+    starved: bool,
+    /// Bytes of bounce buffers in flight.
+    bounced: u64,
+    /// Failures that were logged.
+    failures: u32,
     home: Return<BlkSource>,
 }
 
@@ -91,6 +101,9 @@ impl BlkSource {
             free: Vec::new(),
             stopping: false,
             broken: false,
+            starved: false,
+            bounced: 0,
+            failures: 0,
             home,
         }
     }
@@ -114,6 +127,7 @@ impl BlkSource {
                 iov: Vec::new(),
                 first: 0,
                 bounce: None,
+                bounced: 0,
                 extents: Vec::with_capacity(MAX_SEGMENTS as usize),
                 next_extent: 0,
                 by_writing: false,
@@ -122,35 +136,41 @@ impl BlkSource {
         })
     }
 
-    /// Submits everything that the driver made available.
+    /// Submits what the driver made available, at most a queue's worth at a time: a driver that
+    /// adds requests as fast as they fail must not keep the worker from its other queues.
     fn run(&mut self, io: &mut Io<'_>) {
-        if self.stopping || self.broken {
-            return;
-        }
-        loop {
+        let mut budget = self.queue.size();
+        self.starved = false;
+        while !(self.stopping || self.broken || self.starved) {
             self.queue.disable_notification();
-            // A place is free whenever a chain is available: both are bounded by the queue's size.
-            while let Some(tag) = self.take_slot() {
-                match self.queue.pop(&mut self.slots[tag as usize].chain) {
-                    Ok(true) => self.begin(io, tag),
-                    Ok(false) => {
-                        self.free.push(tag);
-                        break;
-                    }
-                    Err(e) => {
-                        self.free.push(tag);
-                        return self.give_up(&e.to_string());
-                    }
-                }
-            }
-            if self.free.is_empty() && self.slots.len() == usize::from(self.queue.size()) {
+            let Some(tag) = self.take_slot() else {
                 // Full: completions look again.
+                self.starved = true;
+                return;
+            };
+            if budget == 0 {
+                self.free.push(tag);
+                // Ring our own bell, to come back after the others.
+                let _ = self.start.kick.write(1);
                 return;
             }
-            match self.queue.enable_notification() {
-                Ok(true) => {}
-                Ok(false) => return,
-                Err(e) => return self.give_up(&e.to_string()),
+            match self.queue.pop(&mut self.slots[tag as usize].chain) {
+                Ok(true) => {
+                    budget -= 1;
+                    self.begin(io, tag);
+                }
+                Ok(false) => {
+                    self.free.push(tag);
+                    match self.queue.enable_notification() {
+                        Ok(true) => {}
+                        Ok(false) => return,
+                        Err(e) => return self.give_up(&e.to_string()),
+                    }
+                }
+                Err(e) => {
+                    self.free.push(tag);
+                    return self.give_up(&e.to_string());
+                }
             }
         }
     }
@@ -175,8 +195,17 @@ impl BlkSource {
                 slot.by_writing = false;
                 match request {
                     Request::Read { len, .. } | Request::Write { len, .. } => {
-                        if let Err(status) = slot.aim(&self.disk, len) {
-                            return self.finish(tag, status);
+                        let room = MAX_BOUNCE - self.bounced;
+                        match slot.aim(&self.disk, len, room) {
+                            Ok(bounced) => self.bounced += bounced,
+                            Err(Some(status)) => return self.finish(tag, status),
+                            Err(None) => {
+                                // Nothing was popped after it, so it goes back as it was.
+                                self.queue.undo_pop();
+                                self.free.push(tag);
+                                self.starved = true;
+                                return;
+                            }
                         }
                     }
                     Request::Id => {
@@ -292,7 +321,11 @@ impl BlkSource {
             }
             (_, e) => {
                 // 0 is a disk that became shorter underneath us.
-                log::warn!("disk I/O failed: {}", std::io::Error::from_raw_os_error(-e));
+                self.failures = self.failures.saturating_add(1);
+                if self.failures <= LOGGED {
+                    let e = std::io::Error::from_raw_os_error(-e);
+                    log::warn!("disk I/O failed (logged {LOGGED} times at most): {e}");
+                }
                 self.finish(tag, Status::IoErr);
             }
         }
@@ -306,7 +339,7 @@ impl BlkSource {
             Request::Read { .. } if status == Status::Ok => {
                 counters.read_ops.add(1);
                 counters.read_bytes.add(done);
-                if let Some(bounce) = slot.bounce.take() {
+                if let Some(bounce) = &slot.bounce {
                     slot.chain.write(0, bounce.bytes());
                 }
                 written = done as u32;
@@ -318,7 +351,9 @@ impl BlkSource {
             Request::Id if status == Status::Ok => written = ID_LEN as u32,
             _ => {}
         }
-        slot.bounce = None;
+        if slot.bounce.take().is_some() {
+            self.bounced -= slot.bounced;
+        }
         if let Some(byte) = slot.status.take() {
             byte.write(&slot.chain, status as u8);
         }
@@ -329,8 +364,9 @@ impl BlkSource {
 
 impl Slot {
     /// Points `iov` at the memory that the kernel transfers: the guest's own, or a bounce buffer
-    /// where O_DIRECT would refuse that.
-    fn aim(&mut self, disk: &Disk, len: u64) -> Result<(), Status> {
+    /// where O_DIRECT would refuse that. How long the latter is; an error if it can never be made,
+    /// or (None) if there is no room for it now.
+    fn aim(&mut self, disk: &Disk, len: u64, room: u64) -> Result<u64, Option<Status>> {
         let reads = matches!(self.request, Request::Read { .. });
         let buffers = if reads {
             self.chain.writable()
@@ -346,10 +382,13 @@ impl Slot {
         self.iov.clear();
         if aligned {
             self.iov.extend_from_slice(buffers);
-            return Ok(());
+            return Ok(0);
         }
         if len > MAX_BOUNCE {
-            return Err(Status::IoErr);
+            return Err(Some(Status::IoErr));
+        }
+        if len > room {
+            return Err(None);
         }
         let mut bounce = Bounce::new(len as usize);
         if !reads {
@@ -360,7 +399,8 @@ impl Slot {
             iov_len: len as usize,
         });
         self.bounce = Some(bounce);
-        Ok(())
+        self.bounced = len;
+        Ok(len)
     }
 
     /// Skips `n` bytes that the kernel has transferred.
@@ -415,9 +455,8 @@ impl Source for BlkSource {
                 self.kick.arm(io, KICK, &self.start.kick);
             }
         } else {
-            let was_full = self.free.is_empty();
             self.completed(io, tag, result);
-            if !was_full {
+            if !self.starved {
                 return;
             }
         }

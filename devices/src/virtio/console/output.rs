@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use io_uring::{opcode, types};
+use rustix::fs::{OFlags, fcntl_getfl};
 
 use crate::virtio::QueueStart;
 use crate::virtio::chain::Chain;
@@ -22,6 +23,11 @@ pub(super) struct OutputSource {
     fd: Option<Arc<OwnedFd>>,
     kick: KickWait,
     busy: bool,
+    /// Some of the chain was written already.
+    begun: bool,
+    /// The descriptor does not block: what it cannot take is lost, like on a wire. (The ring would
+    /// wait for room all the same, which on a pty that nobody reads is for ever.)
+    lossy: bool,
     stopping: bool,
     home: Return<OutputSource>,
 }
@@ -33,7 +39,10 @@ impl OutputSource {
         fd: Option<Arc<OwnedFd>>,
         home: Return<OutputSource>,
     ) -> Self {
+        let flags = fd.as_ref().and_then(|fd| fcntl_getfl(fd).ok());
         OutputSource {
+            begun: false,
+            lossy: flags.is_some_and(|f| f.contains(OFlags::NONBLOCK)),
             chain: queue.chain(),
             queue,
             start,
@@ -64,6 +73,7 @@ impl OutputSource {
                 return Ok(());
             }
             budget -= 1;
+            self.begun = false;
             if !self.write(io) {
                 self.queue.push(self.chain.head, 0);
             }
@@ -78,6 +88,17 @@ impl OutputSource {
         let Some(fd) = self.fd.as_ref().filter(|_| !buffers.is_empty()) else {
             return false;
         };
+        if self.lossy {
+            // SAFETY: the buffers are in guest RAM, which the chain keeps mapped.
+            unsafe {
+                libc::writev(
+                    fd.as_raw_fd(),
+                    buffers.as_ptr(),
+                    buffers.len().min(MAX_IOV) as i32,
+                )
+            };
+            return false;
+        }
         let count = buffers.len().min(MAX_IOV) as u32;
         let entry = opcode::Writev::new(types::Fd(fd.as_raw_fd()), buffers.as_ptr(), count)
             .offset(u64::MAX)
@@ -109,10 +130,20 @@ impl Source for OutputSource {
             self.busy = false;
             match result {
                 // Stopped before anything was written: the next worker writes it.
-                e if e == -libc::ECANCELED => self.queue.undo_pop(),
+                e if [-libc::ECANCELED, -libc::EINTR].contains(&e)
+                    && self.stopping
+                    && !self.begun =>
+                {
+                    self.queue.undo_pop();
+                }
+                e if e == -libc::EINTR && !self.stopping => {
+                    self.write(io);
+                    return;
+                }
                 // Short: take the part away and write the rest.
                 n if n > 0 && (n as u64) < self.chain.readable_len() && !self.stopping => {
                     self.chain.skip_front(n as u64);
+                    self.begun = true;
                     self.write(io);
                     return;
                 }

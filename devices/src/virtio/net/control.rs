@@ -1,7 +1,11 @@
 //! The control queue: how many queue pairs the driver uses (virtio 1.3 §5.1.6.5.6).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Tap;
 
 use crate::virtio::QueueStart;
 use crate::virtio::chain::Chain;
@@ -18,26 +22,45 @@ pub(super) struct ControlSource {
     queue: Queue,
     chain: Chain,
     start: QueueStart,
-    /// One flag a queue pair. The host spreads flows over all its queues whatever the driver
-    /// says, so a pair that is off still has to be served: the flag is for the record.
-    enabled: Vec<Arc<AtomicBool>>,
+    taps: Vec<Arc<Tap>>,
+    /// Doorbells of the receive queues: one whose tap queue was attached has to look again.
+    kicks: Vec<Option<Arc<EventFd>>>,
+    active: Arc<AtomicU16>,
     kick: KickWait,
     stopping: bool,
     home: Return<ControlSource>,
+}
+
+/// Lets the host spread frames over the first `pairs` queues of a tap: a pair that the driver does
+/// not use would swallow its share (§5.1.6.5.6).
+pub(super) fn attach_queues(taps: &[Arc<Tap>], active: &AtomicU16, pairs: u16) {
+    let before = active.swap(pairs, Ordering::Relaxed);
+    for (i, tap) in (0..).zip(taps) {
+        let (was, is) = (i < before, i < pairs);
+        if was != is
+            && let Err(e) = tap.set_attached(is)
+        {
+            log::warn!("tap queue {i}: {e}");
+        }
+    }
 }
 
 impl ControlSource {
     pub fn new(
         queue: Queue,
         start: QueueStart,
-        enabled: Vec<Arc<AtomicBool>>,
+        taps: Vec<Arc<Tap>>,
+        kicks: Vec<Option<Arc<EventFd>>>,
+        active: Arc<AtomicU16>,
         home: Return<ControlSource>,
     ) -> Self {
         ControlSource {
             chain: queue.chain(),
             queue,
             start,
-            enabled,
+            taps,
+            kicks,
+            active,
             kick: KickWait::default(),
             stopping: false,
             home,
@@ -75,12 +98,13 @@ impl ControlSource {
         if !self.chain.take_front(&mut command) || command[..2] != [CLASS_MQ, MQ_VQ_PAIRS_SET] {
             return ERR;
         }
-        let pairs = usize::from(u16::from_le_bytes([command[2], command[3]]));
-        if pairs == 0 || pairs > self.enabled.len() {
+        let pairs = u16::from_le_bytes([command[2], command[3]]);
+        if pairs == 0 || usize::from(pairs) > self.taps.len() {
             return ERR;
         }
-        for (i, enabled) in self.enabled.iter().enumerate() {
-            enabled.store(i < pairs, Ordering::Relaxed);
+        attach_queues(&self.taps, &self.active, pairs);
+        for kick in self.kicks.iter().take(pairs.into()).flatten() {
+            let _ = kick.write(1);
         }
         OK
     }

@@ -6,7 +6,9 @@ mod tap;
 mod tx;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU16;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::features;
 use super::queue::QueueState;
@@ -51,7 +53,10 @@ pub struct NetOffloads {
 /// A network device.
 pub struct Net {
     pairs: Vec<Pair>,
-    control: Option<Running<control::ControlSource>>,
+    control: Option<(QueueIndex, Running<control::ControlSource>)>,
+    /// How many pairs the driver uses (VIRTIO_NET_CTRL_MQ), and so how many of the tap's queues the
+    /// host spreads frames over. Shared with the control queue.
+    active: Arc<AtomicU16>,
     queue_sizes: Vec<u16>,
     config: [u8; 12],
     features: u64,
@@ -60,8 +65,7 @@ pub struct Net {
 /// A queue pair and its own queue of the tap.
 struct Pair {
     tap: Arc<Tap>,
-    /// The driver uses this pair (VIRTIO_NET_CTRL_MQ); the first it always does.
-    enabled: Arc<AtomicBool>,
+    rx_kick: Option<Arc<EventFd>>,
     rx: Option<Running<rx::RxSource>>,
     tx: Option<Running<tx::TxSource>>,
     rx_counters: Arc<NetCounters>,
@@ -100,13 +104,13 @@ impl Net {
             features |= 1 << F_MQ | 1 << F_CTRL_VQ;
             queue_sizes.push(64);
         }
-        Net {
+        let active = Arc::new(AtomicU16::new(pairs as u16));
+        let net = Net {
             pairs: taps
                 .into_iter()
-                .enumerate()
-                .map(|(i, tap)| Pair {
+                .map(|tap| Pair {
                     tap: Arc::new(tap),
-                    enabled: Arc::new(AtomicBool::new(i == 0)),
+                    rx_kick: None,
                     rx: None,
                     tx: None,
                     rx_counters: Arc::default(),
@@ -114,10 +118,31 @@ impl Net {
                 })
                 .collect(),
             control: None,
+            active,
             queue_sizes,
             config,
             features,
-        }
+        };
+        net.use_pairs(1);
+        net
+    }
+
+    /// Attaches the first `pairs` queues of the tap, and detaches the others.
+    fn use_pairs(&self, pairs: u16) {
+        let taps: Vec<_> = self.pairs.iter().map(|p| p.tap.clone()).collect();
+        control::attach_queues(&taps, &self.active, pairs);
+    }
+
+    /// The control queue's number (virtio 1.3 §5.1.2): it follows the pairs that were negotiated.
+    fn control_index(&self, negotiated: u64) -> Option<QueueIndex> {
+        features::has(negotiated, F_CTRL_VQ).then(|| {
+            let pairs = if features::has(negotiated, F_MQ) {
+                self.pairs.len() as u16
+            } else {
+                1
+            };
+            2 * pairs
+        })
     }
 }
 
@@ -151,15 +176,17 @@ impl VirtioDevice for Net {
     fn start_queue(&mut self, index: QueueIndex, start: QueueStart) -> Result<(), StartError> {
         let queue = start.queue()?;
         let worker = start.worker.clone();
-        if usize::from(index) == 2 * self.pairs.len() && index + 1 == self.queue_sizes.len() as u16
-        {
+        if self.control_index(start.features) == Some(index) {
             if self.control.is_some() {
                 return Err(StartError::Index(index));
             }
-            let enabled = self.pairs.iter().map(|p| p.enabled.clone()).collect();
-            self.control = Some(Running::attach(worker, |home| {
-                control::ControlSource::new(queue, start, enabled, home)
-            }));
+            let taps = self.pairs.iter().map(|p| p.tap.clone()).collect();
+            let kicks = self.pairs.iter().map(|p| p.rx_kick.clone()).collect();
+            let active = self.active.clone();
+            let running = Running::attach(worker, |home| {
+                control::ControlSource::new(queue, start, taps, kicks, active, home)
+            });
+            self.control = Some((index, running));
             return Ok(());
         }
         let pair = self
@@ -178,11 +205,15 @@ impl VirtioDevice for Net {
                 tso6: has(F_GUEST_TSO6),
                 ecn: has(F_GUEST_ECN),
             };
-            tap.set_offloads(offloads)
-                .map_err(|source| StartError::Host {
-                    what: "the tap refused the guest's offloads",
-                    source,
-                })?;
+            if index == 0 {
+                // They are the interface's, not the queue's.
+                tap.set_offloads(offloads)
+                    .map_err(|source| StartError::Host {
+                        what: "the tap refused the guest's offloads",
+                        source,
+                    })?;
+            }
+            pair.rx_kick = Some(start.kick.clone());
             let mergeable = has(F_MRG_RXBUF);
             let max_frame = max_frame(
                 offloads,
@@ -205,8 +236,8 @@ impl VirtioDevice for Net {
     }
 
     fn stop_queue(&mut self, index: QueueIndex) -> Option<QueueState> {
-        if usize::from(index) == 2 * self.pairs.len() {
-            return Some(self.control.take()?.stop()?.state());
+        if let Some((_, control)) = self.control.take_if(|(at, _)| *at == index) {
+            return Some(control.stop()?.state());
         }
         let pair = self.pairs.get_mut(usize::from(index / 2))?;
         if index.is_multiple_of(2) {
@@ -217,10 +248,7 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
-        for (i, pair) in self.pairs.iter().enumerate() {
-            pair.enabled
-                .store(i == 0, std::sync::atomic::Ordering::Relaxed);
-        }
+        self.use_pairs(1);
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -1,7 +1,9 @@
 //! Tap to guest: each frame is read straight into the driver's buffers.
 //!
-//! With mergeable buffers one read spans as many chains as the largest frame may need; the ones
-//! that were not filled stay popped and wait for the next frame.
+//! With mergeable buffers one read spans as many chains as the largest frame may need, or as there
+//! are; the ones that were not filled stay popped and wait for the next frame. Behind them comes
+//! memory of our own, so that a frame is never cut: one that did not fit is held until the driver
+//! has added buffers.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -19,6 +21,8 @@ use crate::worker::{FdWait, Io, KickWait, Source};
 const KICK: u32 = 0;
 const TAP: u32 = 1;
 
+/// Bytes of the largest frame that a tap gives, with Ethernet header, VLAN tag and vnet header.
+const LARGEST: usize = 65536 + 14 + 4 + VNET_HEADER;
 /// What readv takes.
 const MAX_IOV: usize = 1024;
 /// Offset of num_buffers in the vnet header.
@@ -29,7 +33,7 @@ pub(super) struct RxSource {
     start: QueueStart,
     tap: Arc<Tap>,
     mergeable: bool,
-    /// The largest frame that may come, with its headers, in bytes.
+    /// The largest frame that is likely to come, with its headers, in bytes.
     max_frame: u64,
     counters: Arc<NetCounters>,
     /// Chains that wait for a frame, in order.
@@ -37,6 +41,10 @@ pub(super) struct RxSource {
     ready_len: u64,
     spare: Vec<Chain>,
     iov: Vec<iovec>,
+    /// Takes what does not fit into the chains. Touched by the kernel only when needed.
+    spill: Vec<u8>,
+    /// A frame that did not fit, with its vnet header.
+    held: Vec<u8>,
     kick: KickWait,
     frame: FdWait,
     stopping: bool,
@@ -67,6 +75,8 @@ impl RxSource {
             ready_len: 0,
             spare: Vec::new(),
             iov: Vec::new(),
+            spill: vec![0; LARGEST],
+            held: Vec::new(),
             kick: KickWait::default(),
             frame: FdWait::default(),
             stopping: false,
@@ -78,42 +88,56 @@ impl RxSource {
         self.queue.state()
     }
 
-    /// Pops until the largest frame would fit. False if the driver has too few buffers.
-    fn collect(&mut self) -> Result<bool, QueueError> {
-        while !self.enough() {
+    /// Pops until `wanted` bytes fit, or there is nothing more to pop.
+    fn collect(&mut self, wanted: u64) -> Result<(), QueueError> {
+        while !self.fits(wanted) && self.buffers() < MAX_IOV - 1 {
             let mut chain = self.spare.pop().unwrap_or_else(|| self.queue.chain());
             if !self.queue.pop(&mut chain)? {
                 self.spare.push(chain);
-                return Ok(false);
+                return Ok(());
             }
             self.ready_len += chain.writable_len();
             self.ready.push_back(chain);
         }
-        Ok(true)
+        Ok(())
     }
 
-    fn enough(&self) -> bool {
+    /// Whether a frame of `len` bytes fits into the chains that are ready. A driver that cannot
+    /// merge gave one chain a frame, of the size it wants.
+    fn fits(&self, len: u64) -> bool {
         if self.mergeable {
-            // A ring too small for the largest frame takes what it can.
-            self.ready_len >= self.max_frame
-                || self.iov_full()
-                || self.ready.len() >= self.queue.size().into()
+            self.ready_len >= len
         } else {
-            !self.ready.is_empty()
+            self.ready.front().is_some_and(|c| c.writable_len() >= len)
         }
     }
 
-    fn iov_full(&self) -> bool {
-        self.ready.iter().map(|c| c.writable().len()).sum::<usize>() >= MAX_IOV
+    fn buffers(&self) -> usize {
+        self.ready.iter().map(|c| c.writable().len()).sum()
     }
 
     fn run(&mut self, io: &mut Io<'_>) -> Result<(), QueueError> {
         let mut budget = self.queue.size();
         self.queue.disable_notification();
         loop {
-            if !self.collect()? {
-                // Too few buffers for the largest frame: wait for more of them. Until then the
-                // host queues, and drops when its queue is full.
+            let wanted = if self.held.is_empty() {
+                self.max_frame
+            } else {
+                self.held.len() as u64
+            };
+            self.collect(wanted)?;
+            let usable = if self.held.is_empty() {
+                !self.ready.is_empty()
+            } else {
+                self.fits(wanted)
+            };
+            if !usable {
+                if self.exhausted() {
+                    // All of the ring, or the one chain that counts, is too small for this frame.
+                    self.held.clear();
+                    continue;
+                }
+                // Until the driver adds buffers the host queues, and drops when its queue is full.
                 if self.queue.enable_notification()? {
                     self.queue.disable_notification();
                     continue;
@@ -125,28 +149,76 @@ impl RxSource {
                 return Ok(());
             }
             budget -= 1;
-            self.iov.clear();
-            let chains = if self.mergeable { self.ready.len() } else { 1 };
-            for chain in self.ready.iter().take(chains) {
-                let room = MAX_IOV - self.iov.len();
-                self.iov.extend(chain.writable().iter().take(room));
+            if !self.held.is_empty() {
+                self.deliver_held();
+                continue;
             }
-            // SAFETY: the buffers are in guest RAM, which the chains keep mapped.
-            match unsafe { self.tap.receive(&self.iov) } {
-                Ok(Some(n)) => self.deliver(n),
+            match self.receive() {
+                Ok(Some(n)) if self.fits(n as u64) => self.deliver(n),
+                Ok(Some(n)) => self.hold(n),
                 Ok(None) => {
                     self.frame.arm(io, TAP, self.tap.as_fd(), libc::POLLIN);
+                    // Fewer buffers than the largest frame needs are enough to wait with, but
+                    // new ones are to be noticed when one comes that does not fit.
                     return Ok(());
                 }
-                // A frame that did not fit is lost.
+                // A frame that was refused is lost.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EFAULT | libc::EINVAL)) => {}
                 Err(e) => {
-                    // The interface is down, or gone: look again when the driver does something.
+                    // The interface is down, gone, or this queue of it is detached: look again when
+                    // the driver does something.
                     log::debug!("tap: {e}");
+                    self.queue.enable_notification()?;
                     return Ok(());
                 }
             }
         }
+    }
+
+    /// More buffers will not come for the frame that is held.
+    fn exhausted(&self) -> bool {
+        let all = self.ready.len() >= self.queue.size().into() || self.buffers() >= MAX_IOV - 1;
+        !self.held.is_empty() && (all || (!self.mergeable && !self.ready.is_empty()))
+    }
+
+    fn receive(&mut self) -> std::io::Result<Option<usize>> {
+        self.iov.clear();
+        let chains = if self.mergeable { self.ready.len() } else { 1 };
+        for chain in self.ready.iter().take(chains) {
+            let room = MAX_IOV - 1 - self.iov.len();
+            self.iov.extend(chain.writable().iter().take(room));
+        }
+        self.iov.push(iovec {
+            iov_base: self.spill.as_mut_ptr().cast(),
+            iov_len: self.spill.len(),
+        });
+        // SAFETY: the buffers are in guest RAM, which the chains keep mapped, and in `spill`.
+        unsafe { self.tap.receive(&self.iov) }
+    }
+
+    /// Keeps a frame of `len` bytes that reached into the spill.
+    fn hold(&mut self, len: usize) {
+        self.held.clear();
+        let chains = if self.mergeable { self.ready.len() } else { 1 };
+        for chain in self.ready.iter().take(chains) {
+            chain.read_back(&mut self.held);
+        }
+        let spilled = len.saturating_sub(self.held.len()).min(self.spill.len());
+        self.held.extend_from_slice(&self.spill[..spilled]);
+    }
+
+    fn deliver_held(&mut self) {
+        let mut rest = self.held.as_slice();
+        for chain in &self.ready {
+            let n = chain.write(0, rest);
+            rest = &rest[n..];
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let len = self.held.len();
+        self.held.clear();
+        self.deliver(len);
     }
 
     /// Returns the chains that a frame of `len` bytes went into.

@@ -52,6 +52,9 @@ pub struct Tap(File);
 const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
+const TUNSETQUEUE: libc::c_ulong = 0x4004_54d9;
+const IFF_ATTACH_QUEUE: i16 = 0x0200;
+const IFF_DETACH_QUEUE: i16 = 0x0400;
 const IFF_TAP: i16 = 0x0002;
 const IFF_NO_PI: i16 = 0x1000;
 const IFF_VNET_HDR: i16 = 0x4000;
@@ -137,6 +140,24 @@ impl Tap {
             return Err(system("set the header size of")(io::Error::last_os_error()));
         }
         Ok(Tap(file))
+    }
+
+    /// Lets the host spread frames over this queue of a multi-queue tap, or not.
+    pub fn set_attached(&self, attached: bool) -> io::Result<()> {
+        let request = IfReq {
+            name: [0; libc::IFNAMSIZ],
+            flags: if attached {
+                IFF_ATTACH_QUEUE
+            } else {
+                IFF_DETACH_QUEUE
+            },
+            _rest: [0; 22],
+        };
+        // SAFETY: TUNSETQUEUE reads a struct ifreq, whose layout `IfReq` has.
+        match unsafe { libc::ioctl(self.0.as_raw_fd(), TUNSETQUEUE, &request) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Tells the host what may be in frames to the guest.

@@ -37,6 +37,8 @@ struct QueueRegisters {
 pub(super) struct Registers {
     pub status: u8,
     pub phase: Phase,
+    /// The queues were started and not stopped since.
+    pub running: bool,
     pub driver_features: u64,
     pub queue_select: u16,
     pub config_generation: u8,
@@ -59,6 +61,7 @@ impl Registers {
         Registers {
             status: 0,
             phase: Phase::Idle,
+            running: false,
             driver_features: 0,
             queue_select: 0,
             config_generation: 0,

@@ -1,6 +1,8 @@
 //! CPUID: what KVM supports, made this CPU's own.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 use kvm_ioctls::{Cap, Kvm};
 
 use super::{ArchError, kvm};
@@ -47,18 +49,58 @@ impl CpuFeatures {
 
     /// The CPUID of virtual CPU `index`, in one socket of one-thread cores.
     pub fn for_cpu(&self, index: u32, shape: &MachineShape) -> CpuId {
-        let mut cpuid = self.supported.clone();
-        for entry in cpuid.as_mut_slice() {
+        let mut entries: Vec<_> = self
+            .supported
+            .as_slice()
+            .iter()
+            .filter(|e| !TOPOLOGY.contains(&e.function))
+            .copied()
+            .collect();
+        for entry in &mut entries {
             adjust(entry, index, shape, self.tsc_deadline);
         }
-        cpuid
+        let highest = entries.iter().find(|e| e.function == 0);
+        let highest = highest.map_or(0, |e| e.eax);
+        for leaf in TOPOLOGY.into_iter().filter(|leaf| *leaf <= highest) {
+            entries.extend((0..3).map(|level| topology(leaf, level, index, shape.cpus)));
+        }
+        // Fewer entries than KVM's own list and a few: they fit. If they did not, the guest would
+        // see KVM's.
+        CpuId::from_entries(&entries).unwrap_or_else(|_| self.supported.clone())
+    }
+}
+
+/// The leaves that list the levels of the topology. Newer KVMs leave them to the monitor.
+const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
+
+/// Bits of an APIC id that tell cores apart.
+fn core_bits(count: u32) -> u32 {
+    count.next_power_of_two().trailing_zeros()
+}
+
+/// One level of the topology: threads, then cores, then the end of the list (Intel SDM vol. 2,
+/// CPUID leaf 0xb).
+fn topology(leaf: u32, level: u32, index: u32, count: u32) -> kvm_cpuid_entry2 {
+    let (shift, processors, kind) = match level {
+        0 => (0, 1, 1),
+        1 => (core_bits(count), count, 2),
+        _ => (0, 0, 0),
+    };
+    kvm_cpuid_entry2 {
+        function: leaf,
+        index: level,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: shift,
+        ebx: processors,
+        ecx: level | kind << 8,
+        edx: index,
+        ..Default::default()
     }
 }
 
 fn adjust(e: &mut kvm_cpuid_entry2, index: u32, shape: &MachineShape, tsc_deadline: bool) {
     let count = shape.cpus;
-    // Bits of an APIC id that tell cores apart.
-    let core_bits = count.next_power_of_two().trailing_zeros();
+    let core_bits = core_bits(count);
     match e.function {
         1 => {
             // Intel SDM vol. 2, CPUID leaf 1: initial APIC id, logical processors, CLFLUSH size.
@@ -84,17 +126,11 @@ fn adjust(e: &mut kvm_cpuid_entry2, index: u32, shape: &MachineShape, tsc_deadli
             let cores = (1 << core_bits) - 1;
             e.eax = e.eax & 0x3fff | (sharing.next_power_of_two() - 1) << 14 | cores << 26;
         }
-        // Topology: threads, then cores.
-        0xb | 0x1f => {
-            let (shift, processors, kind) = match e.index {
-                0 => (0, 1, 1),
-                1 => (core_bits, count, 2),
-                _ => (0, 0, 0),
-            };
-            e.eax = shift;
-            e.ebx = processors;
-            e.ecx = e.index & 0xff | kind << 8;
-            e.edx = index;
+        // AMD: caches, as leaf 4 but for the cores.
+        0x8000_001d if e.eax & 0x1f != 0 => {
+            let level = e.eax >> 5 & 7;
+            let sharing = if level >= 3 { count } else { 1 };
+            e.eax = e.eax & 0x3fff | (sharing.next_power_of_two() - 1) << 14;
         }
         0x8000_0001 if !shape.nested => e.ecx &= !ECX_SVM,
         0x8000_0008 => {
