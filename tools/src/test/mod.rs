@@ -114,7 +114,7 @@ fn summary(rows: &[Row]) -> ExitCode {
             seconds,
             error,
         } = row;
-        let broken = if error.is_some() {
+        let broken = if error.is_some() && count.failed == 0 {
             "  did not finish"
         } else {
             ""
