@@ -79,7 +79,7 @@ fn a_reader_that_does_not_read_stops_nobody() {
         .flag("--serial", format!("file={}", pipe.display()))
         .flag("--console", "null")
         .flag("--kernel", skerry_tests::given("SKERRY_PAYLOAD"))
-        .flag("--cmdline", format!("run={}", ["pci"; 300].join(",")))
+        .flag("--cmdline", format!("run={}", ["mem"; 500].join(",")))
         .run();
     assert_eq!(exit.code, Some(0), "{exit}");
 }
