@@ -312,3 +312,21 @@ fn a_vm_of_the_flags_is_seen_by_the_api_and_ends_the_process() {
     api.act(Operation::VmPowerButton);
     assert_eq!(vmm.wait(SHORT).code, Some(0));
 }
+
+#[test]
+fn answers_have_the_form_that_cloud_hypervisors_client_parses() {
+    use std::io::{Read, Write};
+    // It takes all of the status line behind the version for the code, and looks for the length by
+    // this spelling.
+    let vmm = Builder::api_only().start();
+    vmm.api();
+    let mut stream =
+        std::os::unix::net::UnixStream::connect(vmm.path("api.sock")).expect("connected");
+    let request =
+        format!("GET {ROOT}/vmm.ping HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 \r\n"), "{answer}");
+    assert!(answer.contains("\r\nContent-Length: "), "{answer}");
+}

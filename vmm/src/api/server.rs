@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::ext::ReasonPhrase;
 use hyper::header::{ALLOW, CONTENT_TYPE};
 use hyper::service::service_fn;
 use hyper::{Method, Response, StatusCode};
@@ -116,6 +117,8 @@ async fn connection(
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
+        // Cloud Hypervisor's own client looks for `Content-Length` as it is spelled here.
+        .title_case_headers(true)
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
@@ -144,7 +147,7 @@ async fn handle(
     request: hyper::Request<Incoming>,
     monitor: &Sender<Event>,
 ) -> Response<Full<Bytes>> {
-    match answer(request, monitor).await {
+    let mut response = match answer(request, monitor).await {
         Ok(Some(body)) => respond(StatusCode::OK, &body),
         Ok(None) => {
             let mut response = Response::new(Full::default());
@@ -160,7 +163,11 @@ async fn handle(
             }
             response
         }
-    }
+    };
+    // And it takes the rest of the status line for the code, so there is no phrase behind it.
+    let phrase = ReasonPhrase::from_static(b"");
+    response.extensions_mut().insert(phrase);
+    response
 }
 
 fn respond(status: StatusCode, body: &impl serde::Serialize) -> Response<Full<Bytes>> {
