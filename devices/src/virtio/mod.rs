@@ -8,6 +8,7 @@ pub mod net;
 pub mod queue;
 pub mod rng;
 mod running;
+mod served;
 pub mod transport;
 pub mod vsock;
 

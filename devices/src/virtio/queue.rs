@@ -84,6 +84,9 @@ pub enum QueueError {
     /// A readable buffer after a writable one.
     #[error("a readable buffer follows a writable one")]
     Order,
+    /// A request without a byte for its status.
+    #[error("a request has no room for its status")]
+    NoStatus,
     /// An indirect table that is malformed or not allowed here.
     #[error("an indirect descriptor table is not valid: {0}")]
     Indirect(&'static str),

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use super::features;
 use super::queue::QueueState;
 use super::running::Running;
+use super::served::Served;
 use super::{QueueIndex, QueueStart, StartError, VirtioDevice};
 pub use disk::{Disk, DiskError, DiskOptions, SECTOR};
-use source::{BlkCounters, BlkSource};
+use source::{BlkCounters, BlkQueue};
 
 const F_SEG_MAX: u32 = 2;
 const F_RO: u32 = 5;
@@ -36,7 +37,7 @@ pub struct Blk {
     id: [u8; ID_LEN],
     queue_sizes: Vec<u16>,
     config: [u8; 60],
-    running: Vec<Option<Running<BlkSource>>>,
+    running: Vec<Option<Running<Served<BlkQueue>>>>,
     counters: Vec<Arc<BlkCounters>>,
 }
 
@@ -111,16 +112,15 @@ impl VirtioDevice for Blk {
         let Some(place @ None) = self.running.get_mut(usize::from(index)) else {
             return Err(StartError::Index(index));
         };
-        let queue = start.queue()?;
         let (disk, id, counters) = (
             self.disk.clone(),
             self.id,
             self.counters[usize::from(index)].clone(),
         );
         let write_through = !features::has(start.features, F_FLUSH);
-        *place = Some(Running::attach(start.worker.clone(), |home| {
-            BlkSource::new(queue, start, disk, id, write_through, counters, home)
-        }));
+        *place = Some(Served::start(start, |_| {
+            BlkQueue::new(disk, id, write_through, counters)
+        })?);
         Ok(())
     }
 

@@ -9,13 +9,11 @@ use libc::iovec;
 use super::disk::Disk;
 use super::request::{Extent, Request, Status, parse};
 use super::{ID_LEN, MAX_SEGMENTS};
+use crate::virtio::Counter;
 use crate::virtio::chain::{Chain, StatusByte};
-use crate::virtio::queue::{Queue, QueueState};
-use crate::virtio::running::Return;
-use crate::virtio::{Counter, QueueStart};
-use crate::worker::{Io, KickWait, Source};
-
-const KICK: u32 = u32::MAX;
+use crate::virtio::queue::{Queue, QueueError};
+use crate::virtio::served::{Serve, Side};
+use crate::worker::Io;
 
 /// Bounce buffers of one queue together are at most this long. Requests wait for room; one that is
 /// longer by itself fails.
@@ -58,69 +56,50 @@ struct Slot {
 // SAFETY: the iovecs point into guest RAM, kept mapped by `chain`, or into `bounce`.
 unsafe impl Send for Slot {}
 
-pub(super) struct BlkSource {
-    queue: Queue,
-    start: QueueStart,
+pub(super) struct BlkQueue {
     disk: Arc<Disk>,
     id: [u8; ID_LEN],
     write_through: bool,
     counters: Arc<BlkCounters>,
-    kick: KickWait,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    stopping: bool,
-    broken: bool,
     /// A place or memory for a bounce buffer was lacking: the next completion looks again.
     starved: bool,
     /// Bytes of bounce buffers in flight.
     bounced: u64,
     /// Failures that were logged.
     failures: u32,
-    home: Return<BlkSource>,
 }
 
-impl BlkSource {
+impl BlkQueue {
     pub fn new(
-        queue: Queue,
-        start: QueueStart,
         disk: Arc<Disk>,
         id: [u8; ID_LEN],
         write_through: bool,
         counters: Arc<BlkCounters>,
-        home: Return<BlkSource>,
     ) -> Self {
-        BlkSource {
-            queue,
-            start,
+        BlkQueue {
             disk,
             id,
             write_through,
             counters,
-            kick: KickWait::default(),
             slots: Vec::new(),
             free: Vec::new(),
-            stopping: false,
-            broken: false,
             starved: false,
             bounced: 0,
             failures: 0,
-            home,
         }
-    }
-
-    pub fn state(&self) -> QueueState {
-        self.queue.state()
     }
 
     /// Takes a place for a request. Places are made when first needed, so that a queue that is
     /// never deep stays small.
-    fn take_slot(&mut self) -> Option<u32> {
+    fn take_slot(&mut self, queue: &Queue) -> Option<u32> {
         if let Some(tag) = self.free.pop() {
             return Some(tag);
         }
-        (self.slots.len() < self.queue.size().into()).then(|| {
+        (self.slots.len() < queue.size().into()).then(|| {
             self.slots.push(Slot {
-                chain: self.queue.chain(),
+                chain: queue.chain(),
                 status: None,
                 request: Request::Flush,
                 done: 0,
@@ -136,55 +115,11 @@ impl BlkSource {
         })
     }
 
-    /// Submits what the driver made available, at most a queue's worth at a time: a driver that
-    /// adds requests as fast as they fail must not keep the worker from its other queues.
-    fn run(&mut self, io: &mut Io<'_>) {
-        let mut budget = self.queue.size();
-        self.starved = false;
-        while !(self.stopping || self.broken || self.starved) {
-            self.queue.disable_notification();
-            let Some(tag) = self.take_slot() else {
-                // Full: completions look again.
-                self.starved = true;
-                return;
-            };
-            if budget == 0 {
-                self.free.push(tag);
-                // Ring our own bell, to come back after the others.
-                let _ = self.start.kick.write(1);
-                return;
-            }
-            match self.queue.pop(&mut self.slots[tag as usize].chain) {
-                Ok(true) => {
-                    budget -= 1;
-                    self.begin(io, tag);
-                }
-                Ok(false) => {
-                    self.free.push(tag);
-                    match self.queue.enable_notification() {
-                        Ok(true) => {}
-                        Ok(false) => return,
-                        Err(e) => return self.give_up(&e.to_string()),
-                    }
-                }
-                Err(e) => {
-                    self.free.push(tag);
-                    return self.give_up(&e.to_string());
-                }
-            }
-        }
-    }
-
-    fn give_up(&mut self, why: &str) {
-        self.broken = true;
-        self.start.notify.needs_reset(why);
-    }
-
-    fn begin(&mut self, io: &mut Io<'_>, tag: u32) {
+    fn begin(&mut self, queue: &mut Queue, io: &mut Io<'_>, tag: u32) -> Result<(), QueueError> {
         let slot = &mut self.slots[tag as usize];
         slot.status = slot.chain.take_back();
         if slot.status.is_none() {
-            return self.give_up("a request has no room for its status");
+            return Err(QueueError::NoStatus);
         }
         match parse(&mut slot.chain, &self.disk, &mut slot.extents) {
             Ok(request) => {
@@ -198,31 +133,36 @@ impl BlkSource {
                         let room = MAX_BOUNCE - self.bounced;
                         match slot.aim(&self.disk, len, room) {
                             Ok(bounced) => self.bounced += bounced,
-                            Err(Some(status)) => return self.finish(tag, status),
+                            Err(Some(status)) => {
+                                self.finish(queue, tag, status);
+                                return Ok(());
+                            }
                             Err(None) => {
                                 // Nothing was popped after it, so it goes back as it was.
-                                self.queue.undo_pop();
+                                queue.undo_pop();
                                 self.free.push(tag);
                                 self.starved = true;
-                                return;
+                                return Ok(());
                             }
                         }
                     }
                     Request::Id => {
                         slot.chain.write(0, &self.id);
                         slot.done = ID_LEN as u64;
-                        return self.finish(tag, Status::Ok);
+                        self.finish(queue, tag, Status::Ok);
+                        return Ok(());
                     }
                     _ => {}
                 }
-                self.go_on(io, tag);
+                self.go_on(queue, io, tag);
             }
-            Err(status) => self.finish(tag, status),
+            Err(status) => self.finish(queue, tag, status),
         }
+        Ok(())
     }
 
     /// Submits the next operation of a request, or ends it.
-    fn go_on(&mut self, io: &mut Io<'_>, tag: u32) {
+    fn go_on(&mut self, queue: &mut Queue, io: &mut Io<'_>, tag: u32) {
         let fd = types::Fd(self.disk.file.as_raw_fd());
         let write_flags = if self.write_through {
             libc::RWF_DSYNC
@@ -246,16 +186,16 @@ impl BlkSource {
             Request::Flush => opcode::Fsync::new(fd)
                 .flags(types::FsyncFlags::DATASYNC)
                 .build(),
-            Request::Id => return self.finish(tag, Status::Ok),
+            Request::Id => return self.finish(queue, tag, Status::Ok),
             Request::Discard | Request::WriteZeroes => {
                 let Some(extent) = slot.extents.get(slot.next_extent) else {
                     // Write-through covers what is not written by write(2), too.
                     if self.write_through && !slot.extents.is_empty() {
                         slot.extents.clear();
                         slot.request = Request::Flush;
-                        return self.go_on(io, tag);
+                        return self.go_on(queue, io, tag);
                     }
-                    return self.finish(tag, Status::Ok);
+                    return self.finish(queue, tag, Status::Ok);
                 };
                 if slot.by_writing {
                     let n = extent.len.min(ZEROES.0.len() as u64);
@@ -283,18 +223,18 @@ impl BlkSource {
         unsafe { io.submit(tag, entry) };
     }
 
-    fn completed(&mut self, io: &mut Io<'_>, tag: u32, result: i32) {
+    fn completed(&mut self, queue: &mut Queue, io: &mut Io<'_>, tag: u32, result: i32) {
         let slot = &mut self.slots[tag as usize];
         match (slot.request, result) {
-            (_, e) if e == -libc::EINTR || e == -libc::EAGAIN => self.go_on(io, tag),
+            (_, e) if e == -libc::EINTR || e == -libc::EAGAIN => self.go_on(queue, io, tag),
             (Request::Read { len, .. } | Request::Write { len, .. }, n) if n > 0 => {
                 slot.advance(n as u64);
                 if slot.done < len {
-                    return self.go_on(io, tag);
+                    return self.go_on(queue, io, tag);
                 }
-                self.finish(tag, Status::Ok);
+                self.finish(queue, tag, Status::Ok);
             }
-            (Request::Flush, 0) => self.finish(tag, Status::Ok),
+            (Request::Flush, 0) => self.finish(queue, tag, Status::Ok),
             (Request::Discard | Request::WriteZeroes, n) if n >= 0 => {
                 let extent = &mut slot.extents[slot.next_extent];
                 let n = if slot.by_writing {
@@ -308,16 +248,16 @@ impl BlkSource {
                     slot.next_extent += 1;
                     slot.by_writing = false;
                 } else if n == 0 {
-                    return self.finish(tag, Status::IoErr);
+                    return self.finish(queue, tag, Status::IoErr);
                 }
-                self.go_on(io, tag);
+                self.go_on(queue, io, tag);
             }
             (Request::WriteZeroes, e) if e == -libc::EOPNOTSUPP && !slot.by_writing => {
                 slot.by_writing = true;
-                self.go_on(io, tag);
+                self.go_on(queue, io, tag);
             }
             (Request::Discard, e) if e == -libc::EOPNOTSUPP => {
-                self.finish(tag, Status::Unsupported)
+                self.finish(queue, tag, Status::Unsupported)
             }
             (_, e) => {
                 // 0 is a disk that became shorter underneath us.
@@ -326,12 +266,12 @@ impl BlkSource {
                     let e = std::io::Error::from_raw_os_error(-e);
                     log::warn!("disk I/O failed (logged {LOGGED} times at most): {e}");
                 }
-                self.finish(tag, Status::IoErr);
+                self.finish(queue, tag, Status::IoErr);
             }
         }
     }
 
-    fn finish(&mut self, tag: u32, status: Status) {
+    fn finish(&mut self, queue: &mut Queue, tag: u32, status: Status) {
         let slot = &mut self.slots[tag as usize];
         let (counters, done) = (&self.counters, slot.done);
         let mut written = 0;
@@ -357,7 +297,7 @@ impl BlkSource {
         if let Some(byte) = slot.status.take() {
             byte.write(&slot.chain, status as u8);
         }
-        self.queue.push(slot.chain.head, written.saturating_add(1));
+        queue.push(slot.chain.head, written.saturating_add(1));
         self.free.push(tag);
     }
 }
@@ -442,40 +382,43 @@ impl Bounce {
     }
 }
 
-impl Source for BlkSource {
-    fn start(&mut self, io: &mut Io<'_>) {
-        self.kick.arm(io, KICK, &self.start.kick);
-        self.run(io);
-    }
-
-    fn complete(&mut self, io: &mut Io<'_>, tag: u32, result: i32) {
-        if tag == KICK {
-            self.kick.fired();
-            if !self.stopping {
-                self.kick.arm(io, KICK, &self.start.kick);
+impl Serve for BlkQueue {
+    fn run(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError> {
+        let mut budget = side.queue.size();
+        self.starved = false;
+        while !self.starved {
+            side.queue.disable_notification();
+            let Some(tag) = self.take_slot(&side.queue) else {
+                // Full: completions look again.
+                self.starved = true;
+                break;
+            };
+            // Requests may fail as fast as they come, so the queue's size does not bound them.
+            if budget == 0 {
+                self.free.push(tag);
+                side.yield_turn();
+                break;
             }
-        } else {
-            self.completed(io, tag, result);
-            if !self.starved {
-                return;
+            budget -= 1;
+            match side.queue.pop(&mut self.slots[tag as usize].chain) {
+                Ok(true) => self.begin(&mut side.queue, io, tag)?,
+                Ok(false) => {
+                    self.free.push(tag);
+                    if !side.queue.enable_notification()? {
+                        break;
+                    }
+                }
+                Err(e) => {
+                    self.free.push(tag);
+                    return Err(e);
+                }
             }
         }
-        self.run(io);
+        Ok(())
     }
 
-    fn flush(&mut self, _io: &mut Io<'_>) {
-        if self.queue.publish() {
-            self.start.notify.used();
-        }
-    }
-
-    fn stop(&mut self, io: &mut Io<'_>) {
-        self.stopping = true;
-        self.kick.cancel(io, KICK);
-    }
-
-    fn stopped(self: Box<Self>) {
-        let home = self.home.clone();
-        home.give(self);
+    fn complete(&mut self, side: &mut Side, io: &mut Io<'_>, tag: u32, result: i32) -> bool {
+        self.completed(&mut side.queue, io, tag, result);
+        self.starved
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::features;
 use super::queue::QueueState;
 use super::running::Running;
+use super::served::Served;
 use super::{QueueIndex, QueueStart, StartError, VirtioDevice};
 
 /// Where a console's bytes come from and go to.
@@ -23,8 +24,8 @@ pub struct ConsoleIo {
 pub struct Console {
     input: Option<Arc<OwnedFd>>,
     output: Option<Arc<OwnedFd>>,
-    rx: Option<Running<input::InputSource>>,
-    tx: Option<Running<output::OutputSource>>,
+    rx: Option<Running<Served<input::InputQueue>>>,
+    tx: Option<Running<Served<output::OutputQueue>>>,
 }
 
 impl Console {
@@ -57,20 +58,18 @@ impl VirtioDevice for Console {
     }
 
     fn start_queue(&mut self, index: QueueIndex, start: QueueStart) -> Result<(), StartError> {
-        let queue = start.queue()?;
-        let worker = start.worker.clone();
         match index {
             0 if self.rx.is_none() => {
                 let fd = self.input.clone();
-                self.rx = Some(Running::attach(worker, |home| {
-                    input::InputSource::new(queue, start, fd, home)
-                }));
+                self.rx = Some(Served::start(start, |queue| {
+                    input::InputQueue::new(queue.chain(), fd)
+                })?);
             }
             1 if self.tx.is_none() => {
                 let fd = self.output.clone();
-                self.tx = Some(Running::attach(worker, |home| {
-                    output::OutputSource::new(queue, start, fd, home)
-                }));
+                self.tx = Some(Served::start(start, |queue| {
+                    output::OutputQueue::new(queue.chain(), fd)
+                })?);
             }
             _ => return Err(StartError::Index(index)),
         }

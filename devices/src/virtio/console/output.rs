@@ -7,78 +7,35 @@ use std::sync::Arc;
 use io_uring::{opcode, types};
 use rustix::fs::{OFlags, fcntl_getfl};
 
-use crate::virtio::QueueStart;
 use crate::virtio::chain::Chain;
-use crate::virtio::queue::{Queue, QueueError, QueueState};
-use crate::virtio::running::Return;
-use crate::worker::{Io, KickWait, Source};
+use crate::virtio::queue::QueueError;
+use crate::virtio::served::{Serve, Side};
+use crate::worker::Io;
 
-const KICK: u32 = 0;
-const WRITE: u32 = 1;
+const WRITE: u32 = 0;
 
-pub(super) struct OutputSource {
-    queue: Queue,
+pub(super) struct OutputQueue {
     chain: Chain,
-    start: QueueStart,
     fd: Option<Arc<OwnedFd>>,
-    kick: KickWait,
     busy: bool,
     /// Some of the chain was written already.
     begun: bool,
     /// The descriptor does not block: what it cannot take is lost, like on a wire. (The ring would
     /// wait for room all the same, which on a pty that nobody reads is for ever.)
     lossy: bool,
-    stopping: bool,
-    home: Return<OutputSource>,
 }
 
-impl OutputSource {
-    pub fn new(
-        queue: Queue,
-        start: QueueStart,
-        fd: Option<Arc<OwnedFd>>,
-        home: Return<OutputSource>,
-    ) -> Self {
+impl OutputQueue {
+    pub fn new(chain: Chain, fd: Option<Arc<OwnedFd>>) -> Self {
         let flags = fd.as_ref().and_then(|fd| fcntl_getfl(fd).ok());
-        OutputSource {
-            begun: false,
-            lossy: flags.is_some_and(|f| f.contains(OFlags::NONBLOCK)),
-            chain: queue.chain(),
-            queue,
-            start,
+        let lossy = flags.is_some_and(|f| f.contains(OFlags::NONBLOCK));
+        OutputQueue {
+            chain,
             fd,
-            kick: KickWait::default(),
             busy: false,
-            stopping: false,
-            home,
+            begun: false,
+            lossy,
         }
-    }
-
-    pub fn state(&self) -> QueueState {
-        self.queue.state()
-    }
-
-    fn run(&mut self, io: &mut Io<'_>) -> Result<(), QueueError> {
-        let mut budget = self.queue.size();
-        while !self.busy {
-            if !self.queue.pop(&mut self.chain)? {
-                if self.queue.enable_notification()? {
-                    continue;
-                }
-                return Ok(());
-            }
-            if budget == 0 {
-                self.queue.undo_pop();
-                let _ = self.start.kick.write(1);
-                return Ok(());
-            }
-            budget -= 1;
-            self.begun = false;
-            if !self.write(io) {
-                self.queue.push(self.chain.head, 0);
-            }
-        }
-        Ok(())
     }
 
     /// Writes what is left of the chain; false if there is nothing to do.
@@ -109,69 +66,62 @@ impl OutputSource {
         unsafe { io.submit(WRITE, entry) };
         true
     }
-
-    fn turn(&mut self, io: &mut Io<'_>) {
-        match self.run(io) {
-            Ok(()) => self.kick.arm(io, KICK, &self.start.kick),
-            Err(e) => self.start.notify.needs_reset(&e.to_string()),
-        }
-    }
 }
 
-impl Source for OutputSource {
-    fn start(&mut self, io: &mut Io<'_>) {
-        self.turn(io);
-    }
-
-    fn complete(&mut self, io: &mut Io<'_>, tag: u32, result: i32) {
-        if tag == KICK {
-            self.kick.fired();
-        } else {
-            self.busy = false;
-            match result {
-                // Stopped before anything was written: the next worker writes it.
-                e if [-libc::ECANCELED, -libc::EINTR].contains(&e)
-                    && self.stopping
-                    && !self.begun =>
-                {
-                    self.queue.undo_pop();
+impl Serve for OutputQueue {
+    fn run(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError> {
+        let mut budget = side.queue.size();
+        while !self.busy {
+            if !side.queue.pop(&mut self.chain)? {
+                if side.queue.enable_notification()? {
+                    continue;
                 }
-                e if e == -libc::EINTR && !self.stopping => {
-                    self.write(io);
-                    return;
-                }
-                // Short: take the part away and write the rest.
-                n if n > 0 && (n as u64) < self.chain.readable_len() && !self.stopping => {
-                    self.chain.skip_front(n as u64);
-                    self.begun = true;
-                    self.write(io);
-                    return;
-                }
-                // Also when nobody reads (EAGAIN of a pty, EPIPE): a wire without an end.
-                _ => self.queue.push(self.chain.head, 0),
+                return Ok(());
+            }
+            if budget == 0 {
+                side.queue.undo_pop();
+                side.yield_turn();
+                return Ok(());
+            }
+            budget -= 1;
+            self.begun = false;
+            if !self.write(io) {
+                side.queue.push(self.chain.head, 0);
             }
         }
-        if !self.stopping {
-            self.turn(io);
-        }
+        Ok(())
     }
 
-    fn flush(&mut self, _io: &mut Io<'_>) {
-        if self.queue.publish() {
-            self.start.notify.used();
+    fn complete(&mut self, side: &mut Side, io: &mut Io<'_>, _tag: u32, result: i32) -> bool {
+        self.busy = false;
+        match result {
+            // Stopped before anything was written: the next worker writes it.
+            e if [-libc::ECANCELED, -libc::EINTR].contains(&e)
+                && side.stopping()
+                && !self.begun =>
+            {
+                side.queue.undo_pop();
+            }
+            e if e == -libc::EINTR && !side.stopping() => {
+                self.write(io);
+                return false;
+            }
+            // Short: take the part away and write the rest.
+            n if n > 0 && (n as u64) < self.chain.readable_len() && !side.stopping() => {
+                self.chain.skip_front(n as u64);
+                self.begun = true;
+                self.write(io);
+                return false;
+            }
+            // Also when nobody reads (EAGAIN of a pty, EPIPE): a wire without an end.
+            _ => side.queue.push(self.chain.head, 0),
         }
+        true
     }
 
-    fn stop(&mut self, io: &mut Io<'_>) {
-        self.stopping = true;
-        self.kick.cancel(io, KICK);
+    fn stop(&mut self, _side: &mut Side, io: &mut Io<'_>) {
         if self.busy {
             io.cancel(WRITE);
         }
-    }
-
-    fn stopped(self: Box<Self>) {
-        let home = self.home.clone();
-        home.give(self);
     }
 }

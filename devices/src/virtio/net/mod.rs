@@ -13,7 +13,9 @@ use vmm_sys_util::eventfd::EventFd;
 use super::features;
 use super::queue::QueueState;
 use super::running::Running;
+use super::served::Served;
 use super::{Counter, QueueIndex, QueueStart, StartError, VirtioDevice};
+use crate::worker::FdWait;
 pub use tap::{Offloads, Tap, TapError, VNET_HEADER};
 
 const F_CSUM: u32 = 0;
@@ -53,7 +55,7 @@ pub struct NetOffloads {
 /// A network device.
 pub struct Net {
     pairs: Vec<Pair>,
-    control: Option<(QueueIndex, Running<control::ControlSource>)>,
+    control: Option<(QueueIndex, Running<Served<control::ControlQueue>>)>,
     /// How many pairs the driver uses (VIRTIO_NET_CTRL_MQ), and so how many of the tap's queues the
     /// host spreads frames over. Shared with the control queue.
     active: Arc<AtomicU16>,
@@ -66,8 +68,8 @@ pub struct Net {
 struct Pair {
     tap: Arc<Tap>,
     rx_kick: Option<Arc<EventFd>>,
-    rx: Option<Running<rx::RxSource>>,
-    tx: Option<Running<tx::TxSource>>,
+    rx: Option<Running<Served<rx::RxQueue>>>,
+    tx: Option<Running<Served<tx::TxQueue>>>,
     rx_counters: Arc<NetCounters>,
     tx_counters: Arc<NetCounters>,
 }
@@ -174,8 +176,6 @@ impl VirtioDevice for Net {
     }
 
     fn start_queue(&mut self, index: QueueIndex, start: QueueStart) -> Result<(), StartError> {
-        let queue = start.queue()?;
-        let worker = start.worker.clone();
         if self.control_index(start.features) == Some(index) {
             if self.control.is_some() {
                 return Err(StartError::Index(index));
@@ -183,9 +183,12 @@ impl VirtioDevice for Net {
             let taps = self.pairs.iter().map(|p| p.tap.clone()).collect();
             let kicks = self.pairs.iter().map(|p| p.rx_kick.clone()).collect();
             let active = self.active.clone();
-            let running = Running::attach(worker, |home| {
-                control::ControlSource::new(queue, start, taps, kicks, active, home)
-            });
+            let running = Served::start(start, |queue| control::ControlQueue {
+                chain: queue.chain(),
+                taps,
+                kicks,
+                active,
+            })?;
             self.control = Some((index, running));
             return Ok(());
         }
@@ -220,17 +223,20 @@ impl VirtioDevice for Net {
                 u16::from_le_bytes([self.config[10], self.config[11]]),
             );
             let counters = pair.rx_counters.clone();
-            pair.rx = Some(Running::attach(worker, |home| {
-                rx::RxSource::new(queue, start, tap, mergeable, max_frame, counters, home)
-            }));
+            pair.rx = Some(Served::start(start, |_| {
+                rx::RxQueue::new(tap, mergeable, max_frame, counters)
+            })?);
         } else {
             if pair.tx.is_some() {
                 return Err(StartError::Index(index));
             }
             let counters = pair.tx_counters.clone();
-            pair.tx = Some(Running::attach(worker, |home| {
-                tx::TxSource::new(queue, start, tap, counters, home)
-            }));
+            pair.tx = Some(Served::start(start, |queue| tx::TxQueue {
+                chain: queue.chain(),
+                tap,
+                counters,
+                room: FdWait::default(),
+            })?);
         }
         Ok(())
     }

@@ -12,14 +12,12 @@ use std::sync::Arc;
 use libc::iovec;
 
 use super::{NetCounters, Tap, VNET_HEADER};
-use crate::virtio::QueueStart;
 use crate::virtio::chain::Chain;
-use crate::virtio::queue::{Queue, QueueError, QueueState};
-use crate::virtio::running::Return;
-use crate::worker::{FdWait, Io, KickWait, Source};
+use crate::virtio::queue::{Queue, QueueError};
+use crate::virtio::served::{Serve, Side};
+use crate::worker::{FdWait, Io};
 
-const KICK: u32 = 0;
-const TAP: u32 = 1;
+const TAP: u32 = 0;
 
 /// Bytes of the largest frame that a tap gives, with Ethernet header, VLAN tag and vnet header.
 const LARGEST: usize = 65536 + 14 + 4 + VNET_HEADER;
@@ -28,9 +26,7 @@ const MAX_IOV: usize = 1024;
 /// Offset of num_buffers in the vnet header.
 const NUM_BUFFERS: usize = 10;
 
-pub(super) struct RxSource {
-    queue: Queue,
-    start: QueueStart,
+pub(super) struct RxQueue {
     tap: Arc<Tap>,
     mergeable: bool,
     /// The largest frame that is likely to come, with its headers, in bytes.
@@ -45,28 +41,16 @@ pub(super) struct RxSource {
     spill: Vec<u8>,
     /// A frame that did not fit, with its vnet header.
     held: Vec<u8>,
-    kick: KickWait,
     frame: FdWait,
-    stopping: bool,
-    home: Return<RxSource>,
 }
 
-// SAFETY: `iov` points into guest RAM, kept mapped by the chains, and is rebuilt for every read.
-unsafe impl Send for RxSource {}
+// SAFETY: `iov` points into guest RAM, kept mapped by the chains, and into `spill`; it is rebuilt
+// for every read.
+unsafe impl Send for RxQueue {}
 
-impl RxSource {
-    pub fn new(
-        queue: Queue,
-        start: QueueStart,
-        tap: Arc<Tap>,
-        mergeable: bool,
-        max_frame: u64,
-        counters: Arc<NetCounters>,
-        home: Return<RxSource>,
-    ) -> Self {
-        RxSource {
-            queue,
-            start,
+impl RxQueue {
+    pub fn new(tap: Arc<Tap>, mergeable: bool, max_frame: u64, counters: Arc<NetCounters>) -> Self {
+        RxQueue {
             tap,
             mergeable,
             max_frame,
@@ -77,22 +61,15 @@ impl RxSource {
             iov: Vec::new(),
             spill: vec![0; LARGEST],
             held: Vec::new(),
-            kick: KickWait::default(),
             frame: FdWait::default(),
-            stopping: false,
-            home,
         }
     }
 
-    pub fn state(&self) -> QueueState {
-        self.queue.state()
-    }
-
     /// Pops until `wanted` bytes fit, or there is nothing more to pop.
-    fn collect(&mut self, wanted: u64) -> Result<(), QueueError> {
+    fn collect(&mut self, queue: &mut Queue, wanted: u64) -> Result<(), QueueError> {
         while !self.fits(wanted) && self.buffers() < MAX_IOV - 1 {
-            let mut chain = self.spare.pop().unwrap_or_else(|| self.queue.chain());
-            if !self.queue.pop(&mut chain)? {
+            let mut chain = self.spare.pop().unwrap_or_else(|| queue.chain());
+            if !queue.pop(&mut chain)? {
                 self.spare.push(chain);
                 return Ok(());
             }
@@ -116,68 +93,9 @@ impl RxSource {
         self.ready.iter().map(|c| c.writable().len()).sum()
     }
 
-    fn run(&mut self, io: &mut Io<'_>) -> Result<(), QueueError> {
-        let mut budget = self.queue.size();
-        self.queue.disable_notification();
-        loop {
-            let wanted = if self.held.is_empty() {
-                self.max_frame
-            } else {
-                self.held.len() as u64
-            };
-            self.collect(wanted)?;
-            let usable = if self.held.is_empty() {
-                !self.ready.is_empty()
-            } else {
-                self.fits(wanted)
-            };
-            if !usable {
-                if self.exhausted() {
-                    // All of the ring, or the one chain that counts, is too small for this frame.
-                    self.held.clear();
-                    continue;
-                }
-                // Until the driver adds buffers the host queues, and drops when its queue is full.
-                if self.queue.enable_notification()? {
-                    self.queue.disable_notification();
-                    continue;
-                }
-                return Ok(());
-            }
-            if budget == 0 {
-                let _ = self.start.kick.write(1);
-                return Ok(());
-            }
-            budget -= 1;
-            if !self.held.is_empty() {
-                self.deliver_held();
-                continue;
-            }
-            match self.receive() {
-                Ok(Some(n)) if self.fits(n as u64) => self.deliver(n),
-                Ok(Some(n)) => self.hold(n),
-                Ok(None) => {
-                    self.frame.arm(io, TAP, self.tap.as_fd(), libc::POLLIN);
-                    // Fewer buffers than the largest frame needs are enough to wait with, but
-                    // new ones are to be noticed when one comes that does not fit.
-                    return Ok(());
-                }
-                // A frame that was refused is lost.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EFAULT | libc::EINVAL)) => {}
-                Err(e) => {
-                    // The interface is down, gone, or this queue of it is detached: look again when
-                    // the driver does something.
-                    log::debug!("tap: {e}");
-                    self.queue.enable_notification()?;
-                    return Ok(());
-                }
-            }
-        }
-    }
-
     /// More buffers will not come for the frame that is held.
-    fn exhausted(&self) -> bool {
-        let all = self.ready.len() >= self.queue.size().into() || self.buffers() >= MAX_IOV - 1;
+    fn exhausted(&self, queue: &Queue) -> bool {
+        let all = self.ready.len() >= queue.size().into() || self.buffers() >= MAX_IOV - 1;
         !self.held.is_empty() && (all || (!self.mergeable && !self.ready.is_empty()))
     }
 
@@ -207,7 +125,7 @@ impl RxSource {
         self.held.extend_from_slice(&self.spill[..spilled]);
     }
 
-    fn deliver_held(&mut self) {
+    fn deliver_held(&mut self, queue: &mut Queue) {
         let mut rest = self.held.as_slice();
         for chain in &self.ready {
             let n = chain.write(0, rest);
@@ -218,11 +136,11 @@ impl RxSource {
         }
         let len = self.held.len();
         self.held.clear();
-        self.deliver(len);
+        self.deliver(queue, len);
     }
 
     /// Returns the chains that a frame of `len` bytes went into.
-    fn deliver(&mut self, len: usize) {
+    fn deliver(&mut self, queue: &mut Queue, len: usize) {
         let mut left = len as u64;
         let mut used = 0u16;
         while used == 0 || left > 0 {
@@ -244,7 +162,7 @@ impl RxSource {
             let n = room.min(left);
             left -= n;
             self.ready_len -= room;
-            self.queue.push(chain.head, n as u32);
+            queue.push(chain.head, n as u32);
             self.spare.push(chain);
         }
         self.counters.frames.add(1);
@@ -252,50 +170,79 @@ impl RxSource {
             .bytes
             .add(len.saturating_sub(VNET_HEADER) as u64);
     }
-
-    fn turn(&mut self, io: &mut Io<'_>) {
-        match self.run(io) {
-            Ok(()) => self.kick.arm(io, KICK, &self.start.kick),
-            Err(e) => self.start.notify.needs_reset(&e.to_string()),
-        }
-    }
 }
 
-impl Source for RxSource {
-    fn start(&mut self, io: &mut Io<'_>) {
-        self.turn(io);
+impl Serve for RxQueue {
+    fn run(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError> {
+        let mut budget = side.queue.size();
+        side.queue.disable_notification();
+        loop {
+            let wanted = if self.held.is_empty() {
+                self.max_frame
+            } else {
+                self.held.len() as u64
+            };
+            self.collect(&mut side.queue, wanted)?;
+            let usable = if self.held.is_empty() {
+                !self.ready.is_empty()
+            } else {
+                self.fits(wanted)
+            };
+            if !usable {
+                if self.exhausted(&side.queue) {
+                    // All of the ring, or the one chain that counts, is too small for this frame.
+                    self.held.clear();
+                    continue;
+                }
+                // Until the driver adds buffers the host queues, and drops when its queue is full.
+                if side.queue.enable_notification()? {
+                    side.queue.disable_notification();
+                    continue;
+                }
+                return Ok(());
+            }
+            if budget == 0 {
+                side.yield_turn();
+                return Ok(());
+            }
+            budget -= 1;
+            if !self.held.is_empty() {
+                self.deliver_held(&mut side.queue);
+                continue;
+            }
+            match self.receive() {
+                Ok(Some(n)) if self.fits(n as u64) => self.deliver(&mut side.queue, n),
+                Ok(Some(n)) => self.hold(n),
+                Ok(None) => {
+                    self.frame.arm(io, TAP, self.tap.as_fd(), libc::POLLIN);
+                    // Fewer buffers than the largest frame needs are enough to wait with, but
+                    // new ones are to be noticed when one comes that does not fit.
+                    return Ok(());
+                }
+                // A frame that was refused is lost.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EFAULT | libc::EINVAL)) => {}
+                Err(e) => {
+                    // The interface is down, gone, or this queue of it is detached: look again when
+                    // the driver does something.
+                    log::debug!("tap: {e}");
+                    side.queue.enable_notification()?;
+                    return Ok(());
+                }
+            }
+        }
     }
 
-    fn complete(&mut self, io: &mut Io<'_>, tag: u32, _result: i32) {
-        if tag == KICK {
-            self.kick.fired();
-        } else {
-            self.frame.fired();
-        }
-        if !self.stopping {
-            self.turn(io);
-        }
+    fn complete(&mut self, _side: &mut Side, _io: &mut Io<'_>, _tag: u32, _result: i32) -> bool {
+        self.frame.fired();
+        true
     }
 
-    fn flush(&mut self, _io: &mut Io<'_>) {
-        if self.queue.publish() {
-            self.start.notify.used();
-        }
-    }
-
-    fn stop(&mut self, io: &mut Io<'_>) {
-        self.stopping = true;
-        self.kick.cancel(io, KICK);
+    fn stop(&mut self, side: &mut Side, io: &mut Io<'_>) {
         self.frame.cancel(io, TAP);
         // Chains that wait for a frame go back to where they came from.
         for _ in self.ready.drain(..) {
-            self.queue.undo_pop();
+            side.queue.undo_pop();
         }
         self.ready_len = 0;
-    }
-
-    fn stopped(self: Box<Self>) {
-        let home = self.home.clone();
-        home.give(self);
     }
 }

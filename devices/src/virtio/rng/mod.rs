@@ -4,10 +4,11 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::chain::Chain;
 use super::features;
-use super::queue::{Queue, QueueError, QueueState};
-use super::running::{Return, Running};
+use super::queue::{QueueError, QueueState};
+use super::running::Running;
+use super::served::{Serve, Served, Side};
 use super::{QueueIndex, QueueStart, StartError, VirtioDevice};
-use crate::worker::{Io, KickWait, Source};
+use crate::worker::Io;
 
 /// Bytes given for one request at most; a driver that wants more asks again.
 const MAX_REQUEST: usize = 4096;
@@ -15,7 +16,7 @@ const MAX_REQUEST: usize = 4096;
 /// An entropy device.
 #[derive(Default)]
 pub struct Rng {
-    running: Option<Running<RngSource>>,
+    running: Option<Running<Served<RngQueue>>>,
 }
 
 impl VirtioDevice for Rng {
@@ -39,94 +40,51 @@ impl VirtioDevice for Rng {
         if index != 0 || self.running.is_some() {
             return Err(StartError::Index(index));
         }
-        let queue = start.queue()?;
-        self.running = Some(Running::attach(start.worker.clone(), |home| RngSource {
+        self.running = Some(Served::start(start, |queue| RngQueue {
             chain: queue.chain(),
-            queue,
-            start,
-            kick: KickWait::default(),
-            stopping: false,
-            home,
-        }));
+        })?);
         Ok(())
     }
 
     fn stop_queue(&mut self, _index: QueueIndex) -> Option<QueueState> {
-        Some(self.running.take()?.stop()?.queue.state())
+        Some(self.running.take()?.stop()?.state())
     }
 }
 
-struct RngSource {
-    queue: Queue,
+struct RngQueue {
     chain: Chain,
-    start: QueueStart,
-    kick: KickWait,
-    stopping: bool,
-    home: Return<RngSource>,
 }
 
-impl RngSource {
-    /// Serves what is available, at most a queue's worth at a time: other queues want their turn.
-    fn run(&mut self) -> Result<(), QueueError> {
-        let mut budget = self.queue.size();
+impl RngQueue {
+    fn fill(&mut self) -> u32 {
+        let mut bytes = [0; MAX_REQUEST];
+        let want = (self.chain.writable_len() as usize).min(MAX_REQUEST);
+        // With these flags it cannot fail once the host has booted.
+        let got = getrandom(&mut bytes[..want], GetRandomFlags::empty()).unwrap_or(0);
+        self.chain.write(0, &bytes[..got]) as u32
+    }
+}
+
+impl Serve for RngQueue {
+    fn run(&mut self, side: &mut Side, _io: &mut Io<'_>) -> Result<(), QueueError> {
+        let mut budget = side.queue.size();
         loop {
-            while self.queue.pop(&mut self.chain)? {
-                self.serve();
+            while side.queue.pop(&mut self.chain)? {
+                let written = self.fill();
+                side.queue.push(self.chain.head, written);
                 budget -= 1;
                 if budget == 0 {
-                    // Ring our own bell, to come back after the others.
-                    let _ = self.start.kick.write(1);
+                    side.yield_turn();
                     return Ok(());
                 }
             }
-            if !self.queue.enable_notification()? {
+            if !side.queue.enable_notification()? {
                 return Ok(());
             }
         }
     }
 
-    fn serve(&mut self) {
-        let mut bytes = [0; MAX_REQUEST];
-        let want = (self.chain.writable_len() as usize).min(MAX_REQUEST);
-        // With these flags it cannot fail once the host has booted.
-        let got = getrandom(&mut bytes[..want], GetRandomFlags::empty()).unwrap_or(0);
-        let n = self.chain.write(0, &bytes[..got]);
-        self.queue.push(self.chain.head, n as u32);
-    }
-
-    fn turn(&mut self, io: &mut Io<'_>) {
-        match self.run() {
-            Ok(()) => self.kick.arm(io, 0, &self.start.kick),
-            Err(e) => self.start.notify.needs_reset(&e.to_string()),
-        }
-    }
-}
-
-impl Source for RngSource {
-    fn start(&mut self, io: &mut Io<'_>) {
-        self.turn(io);
-    }
-
-    fn complete(&mut self, io: &mut Io<'_>, _tag: u32, _result: i32) {
-        self.kick.fired();
-        if !self.stopping {
-            self.turn(io);
-        }
-    }
-
-    fn flush(&mut self, _io: &mut Io<'_>) {
-        if self.queue.publish() {
-            self.start.notify.used();
-        }
-    }
-
-    fn stop(&mut self, io: &mut Io<'_>) {
-        self.stopping = true;
-        self.kick.cancel(io, 0);
-    }
-
-    fn stopped(self: Box<Self>) {
-        let home = self.home.clone();
-        home.give(self);
+    fn complete(&mut self, _side: &mut Side, _io: &mut Io<'_>, _tag: u32, _result: i32) -> bool {
+        false
     }
 }

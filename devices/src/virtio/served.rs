@@ -1,0 +1,131 @@
+//! What all queues do alike on a worker: the doorbell, a turn, interrupts once a batch, stopping.
+//! A device says only how it serves its chains.
+
+use crate::worker::{Io, KickWait, Source};
+
+use super::queue::{Queue, QueueError, QueueState};
+use super::running::{Return, Running};
+use super::{QueueStart, StartError};
+
+/// The doorbell's tag; a device's own operations have others.
+const KICK: u32 = u32::MAX;
+
+/// How a device serves one queue.
+pub(super) trait Serve: Send + Sized + 'static {
+    /// Serves what is available, at most about a queue's worth of chains (see [`Side::yield_turn`]),
+    /// and leaves the doorbell on when it waits for the driver.
+    fn run(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError>;
+
+    /// An operation of its own ended. True if the queue is to be looked at again.
+    fn complete(&mut self, side: &mut Side, io: &mut Io<'_>, tag: u32, result: i32) -> bool;
+
+    /// Cancels what waits without an end, and gives back chains that nothing happens to.
+    fn stop(&mut self, _side: &mut Side, _io: &mut Io<'_>) {}
+}
+
+/// The queue and its way to the driver.
+pub(super) struct Side {
+    /// The queue.
+    pub queue: Queue,
+    start: QueueStart,
+    kick: KickWait,
+    stopping: bool,
+    broken: bool,
+}
+
+impl Side {
+    /// The queue is being stopped: nothing new is begun.
+    pub fn stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Rings the queue's own bell, to come back after the worker's other queues.
+    pub fn yield_turn(&self) {
+        // Fails only when the bell rings already.
+        let _ = self.start.kick.write(1);
+    }
+
+    /// The driver broke the queue: it is served no more until the device is reset.
+    pub fn give_up(&mut self, error: &QueueError) {
+        if !std::mem::replace(&mut self.broken, true) {
+            self.start.notify.needs_reset(&error.to_string());
+        }
+    }
+}
+
+/// A queue on a worker, with what serves it.
+pub(super) struct Served<T> {
+    side: Side,
+    task: T,
+    home: Return<Served<T>>,
+}
+
+impl<T: Serve> Served<T> {
+    /// Starts a queue with the task that `make` builds around it.
+    pub fn start(
+        start: QueueStart,
+        make: impl FnOnce(&Queue) -> T,
+    ) -> Result<Running<Served<T>>, StartError> {
+        let queue = start.queue()?;
+        let task = make(&queue);
+        let worker = start.worker.clone();
+        let side = Side {
+            queue,
+            start,
+            kick: KickWait::default(),
+            stopping: false,
+            broken: false,
+        };
+        Ok(Running::attach(worker, |home| Served { side, task, home }))
+    }
+
+    /// Where the queue stands.
+    pub fn state(&self) -> QueueState {
+        self.side.queue.state()
+    }
+
+    fn turn(&mut self, io: &mut Io<'_>) {
+        if self.side.stopping || self.side.broken {
+            return;
+        }
+        if let Err(e) = self.task.run(&mut self.side, io) {
+            self.side.give_up(&e);
+        }
+        self.side.kick.arm(io, KICK, &self.side.start.kick);
+    }
+}
+
+impl<T: Serve> Source for Served<T> {
+    fn start(&mut self, io: &mut Io<'_>) {
+        self.turn(io);
+    }
+
+    fn complete(&mut self, io: &mut Io<'_>, tag: u32, result: i32) {
+        let again = if tag == KICK {
+            self.side.kick.fired();
+            true
+        } else {
+            self.task.complete(&mut self.side, io, tag, result)
+        };
+        if again {
+            self.turn(io);
+        }
+    }
+
+    fn flush(&mut self, _io: &mut Io<'_>) {
+        if self.side.queue.publish() {
+            self.side.start.notify.used();
+        }
+    }
+
+    fn stop(&mut self, io: &mut Io<'_>) {
+        self.side.stopping = true;
+        self.side.kick.cancel(io, KICK);
+        self.task.stop(&mut self.side, io);
+    }
+
+    fn stopped(self: Box<Self>) {
+        let home = self.home.clone();
+        home.give(self);
+    }
+}
