@@ -6,6 +6,7 @@
 pub mod api;
 pub mod arch;
 pub mod args;
+mod assembly;
 mod board;
 pub mod interrupts;
 pub mod kernel;

@@ -13,35 +13,27 @@ use std::sync::Arc;
 
 use kvm_ioctls::{Kvm, VmFd};
 use skerry_devices::bus::{Action, BusError, Slot};
-use skerry_devices::irq::MsiSource;
-use skerry_devices::legacy::{
-    AcpiEvents, AcpiRegisters, I8042, IoApic, IoApicPin, PvPanic, Rtc, Serial,
-};
+use skerry_devices::legacy::AcpiEvents;
 use skerry_devices::memory::GuestRam;
-use skerry_devices::pci::{ConfigPorts, ECAM_BUS_SIZE, Ecam, PciError, PciRoot};
-use skerry_devices::stream::{Input, Output, OutputGuard};
-use skerry_devices::virtio::VirtioDevice;
-use skerry_devices::virtio::blk::{Blk, Disk, DiskError, DiskOptions};
-use skerry_devices::virtio::console::{Console, ConsoleIo};
-use skerry_devices::virtio::net::{Net, NetOffloads, Tap, TapError};
-use skerry_devices::virtio::rng::Rng;
-use skerry_devices::virtio::transport::{BAR_SIZE, VirtioPci};
-use skerry_devices::virtio::vsock::{Vsock, VsockError};
-use skerry_devices::worker::{Worker, WorkerHandle};
+use skerry_devices::pci::PciError;
+use skerry_devices::stream::{Input, OutputGuard};
+use skerry_devices::virtio::blk::DiskError;
+use skerry_devices::virtio::net::TapError;
+use skerry_devices::virtio::transport::VirtioPci;
+use skerry_devices::virtio::vsock::VsockError;
+use skerry_devices::worker::Worker;
 use skerry_vmm_api::VmConfig;
-use skerry_vmm_api::config::{ConsoleMode, CpuAffinity};
+use skerry_vmm_api::config::CpuAffinity;
 use skerry_vmm_api::requests::{DeviceNode, VmCounters};
 use thiserror::Error;
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, ArchError, layout};
+use crate::assembly::Assembly;
 use crate::board::Board;
-use crate::interrupts::{Interrupts, Vectors};
 use crate::kernel::{Kernel, KernelError};
 use crate::memory::{self, MemoryError};
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::terminal::Terminal;
-use crate::validate::{mac_of, parse_mac};
 use crate::vcpu::{CpuEvents, Vcpu};
 
 /// Why a machine could not be booted.
@@ -82,7 +74,8 @@ pub enum MachineError {
     },
 }
 
-fn system(what: &'static str) -> impl Fn(io::Error) -> MachineError {
+/// Names what was tried when the system refuses it.
+pub(crate) fn system(what: &'static str) -> impl Fn(io::Error) -> MachineError {
     move |source| MachineError::System { what, source }
 }
 
@@ -364,157 +357,4 @@ fn pin(affinity: Option<&CpuAffinity>) -> io::Result<()> {
             affinity.vcpu, affinity.host_cpus
         ))
     })
-}
-
-/// A board being filled.
-struct Assembly {
-    board: Board,
-    pci: Arc<PciRoot>,
-    ioapic: Arc<IoApic>,
-    vectors: Arc<dyn MsiSource>,
-    events: Arc<AcpiEvents>,
-    ram: GuestRam,
-    next_bar: u64,
-}
-
-impl Assembly {
-    fn new(vm: Arc<VmFd>, ram: GuestRam) -> Assembly {
-        let interrupts = Interrupts::new(vm.clone());
-        let ioapic = Arc::new(IoApic::new(interrupts.clone()));
-        let event_line = Arc::new(IoApicPin::new(ioapic.clone(), layout::ACPI_EVENTS_GSI));
-        Assembly {
-            board: Board::new(vm, ioapic.clone()),
-            pci: Arc::new(PciRoot::new()),
-            ioapic,
-            vectors: Arc::new(Vectors(interrupts)),
-            events: Arc::new(AcpiEvents::new(event_line)),
-            ram,
-            next_bar: layout::PCI_WINDOW,
-        }
-    }
-
-    fn legacy(&self, config: &VmConfig) -> Result<(), MachineError> {
-        let (ports, memory) = (&self.board.ports, &self.board.memory_bus);
-        memory.insert(layout::IOAPIC, 0x1000, self.ioapic.clone())?;
-        memory.insert(
-            layout::ECAM,
-            ECAM_BUS_SIZE,
-            Arc::new(Ecam(self.pci.clone())),
-        )?;
-        ports.insert(
-            layout::PCI_PORTS,
-            8,
-            Arc::new(ConfigPorts(self.pci.clone())),
-        )?;
-        ports.insert(layout::I8042, 5, Arc::new(I8042))?;
-        ports.insert(layout::RTC, 2, Arc::new(Rtc::default()))?;
-        ports.insert(layout::ACPI_REGISTERS, 3, Arc::new(AcpiRegisters))?;
-        ports.insert(layout::ACPI_EVENTS, 1, self.events.clone())?;
-        if config.pvpanic {
-            ports.insert(layout::PVPANIC, 1, Arc::new(PvPanic))?;
-        }
-        Ok(())
-    }
-
-    fn serial(
-        &self,
-        config: &VmConfig,
-        terminal: &Terminal,
-        worker: &WorkerHandle,
-    ) -> Result<(Option<Input>, Option<OutputGuard>), MachineError> {
-        if config.serial.mode == ConsoleMode::Off {
-            return Ok((None, None));
-        }
-        let line = Arc::new(IoApicPin::new(self.ioapic.clone(), layout::COM1_GSI));
-        let duplicate = system("duplicate the serial port's descriptor");
-        let (output, guard): (Box<dyn io::Write + Send>, _) =
-            match terminal.output().map_err(&duplicate)? {
-                Some(fd) => {
-                    let (output, guard) = Output::start(fd, worker)
-                        .map_err(system("start the serial port's output"))?;
-                    (Box::new(output), Some(guard))
-                }
-                None => (Box::new(io::sink()), None),
-            };
-        let resume = Arc::new(EventFd::new(0).map_err(system("make an eventfd"))?);
-        let input = terminal.input().map_err(&duplicate)?;
-        let serial = Arc::new(Serial::new(
-            line,
-            output,
-            input.is_some().then(|| resume.clone()),
-        ));
-        self.board.ports.insert(layout::COM1, 8, serial.clone())?;
-        let input = input.map(|fd| {
-            Input::start(
-                fd,
-                Box::new(move |bytes| serial.input(bytes)),
-                resume,
-                worker,
-            )
-        });
-        Ok((input, guard))
-    }
-
-    fn devices(&mut self, config: &VmConfig, terminals: &Terminals) -> Result<(), MachineError> {
-        for disk in &config.disks {
-            let id = disk.id.as_deref().unwrap_or_default();
-            let options = DiskOptions {
-                readonly: disk.readonly,
-                direct: disk.direct,
-            };
-            let serial = disk.serial.as_deref().unwrap_or(id);
-            let opened = Disk::open(&disk.path, &options)?;
-            self.add(
-                id,
-                Box::new(Blk::new(opened, serial, disk.num_queues, disk.queue_size)),
-            )?;
-        }
-        for net in &config.net {
-            let taps = Tap::open(&net.tap, net.num_queues / 2)?;
-            let mac = net
-                .mac
-                .as_deref()
-                .and_then(parse_mac)
-                .unwrap_or_else(|| mac_of(&net.tap));
-            let offloads = NetOffloads {
-                csum: net.offload_csum,
-                tso: net.offload_tso,
-            };
-            let device = Net::new(taps, mac, net.mtu, net.queue_size, offloads);
-            self.add(net.id.as_deref().unwrap_or_default(), Box::new(device))?;
-        }
-        if let Some(vsock) = &config.vsock {
-            let device = Vsock::new(vsock.cid, &vsock.socket)?;
-            self.add(vsock.id.as_deref().unwrap_or_default(), Box::new(device))?;
-        }
-        if config.rng.is_some() {
-            self.add("_rng", Box::new(Rng::default()))?;
-        }
-        if config.console.mode != ConsoleMode::Off {
-            let duplicate = system("duplicate the console's descriptor");
-            let io = ConsoleIo {
-                input: terminals.console.input().map_err(&duplicate)?,
-                output: terminals.console.output().map_err(&duplicate)?,
-            };
-            self.add("_console", Box::new(Console::new(io)))?;
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
-        let slot = self.pci.free_slot()?;
-        let function = VirtioPci::new(
-            name,
-            slot,
-            device,
-            self.next_bar,
-            self.ram.clone(),
-            self.vectors.clone(),
-        );
-        let function = Arc::new(function.map_err(system("make a device's doorbells"))?);
-        self.next_bar += BAR_SIZE;
-        self.pci.insert(slot, function.clone());
-        self.board.add(slot, function);
-        Ok(())
-    }
 }
