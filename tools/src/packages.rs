@@ -22,6 +22,22 @@ pub struct Need {
     pub why: &'static str,
 }
 
+/// What reaching guests over a network takes.
+pub const NETWORK: [Need; 2] = [
+    Need {
+        program: "ip",
+        package: "iproute2",
+        major: None,
+        why: "the guest's network interface (tap) on this host",
+    },
+    Need {
+        program: "ping",
+        package: "iputils-ping",
+        major: None,
+        why: "reaching the guest over it",
+    },
+];
+
 impl Need {
     fn is_met(&self) -> bool {
         in_path(self.program)

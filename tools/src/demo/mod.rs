@@ -8,25 +8,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::packages::{self, Need};
+use crate::packages;
 use crate::probe::{Probe, probe};
 use crate::progress::Step;
 use crate::{cargo, guest, lab, workspace};
-
-const NEEDS: [Need; 2] = [
-    Need {
-        program: "ip",
-        package: "iproute2",
-        major: None,
-        why: "the guest's network interface (tap) on this host",
-    },
-    Need {
-        program: "ping",
-        package: "iputils-ping",
-        major: None,
-        why: "reaching the guest over it",
-    },
-];
 
 /// How the demo is shown.
 #[derive(clap::Args, Clone, Debug)]
@@ -56,7 +41,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             true,
         );
     }
-    packages::ensure(&NEEDS)?;
+    packages::ensure(&packages::NETWORK)?;
     let step = Step::start("Building skerry-vmm (release)");
     let vmm = cargo::vmm()?;
     step.done("");

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use super::count::{self, Count};
 use crate::probe::{Probe, probe};
 use crate::progress::Step;
-use crate::{cargo, command, guest, workspace};
+use crate::{cargo, command, guest, packages, workspace};
 
 /// The lab tier's time limit in the lab, in seconds.
 const LAB_TIMEOUT: &str = "1800";
@@ -33,6 +33,7 @@ pub fn unit(filter: Option<&str>, count: &mut Count) -> Result<()> {
 pub fn kvm(filter: Option<&str>, count: &mut Count) -> Result<()> {
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     kvm.context("this tier needs /dev/kvm: load the module kvm_intel or kvm_amd, and be root or in the group kvm")?;
+    packages::ensure(&packages::NETWORK)?;
     let environment = environment(&build_programs()?, None);
     let tests = build_tests("kvm")?;
     counted(
@@ -46,6 +47,7 @@ pub fn kvm(filter: Option<&str>, count: &mut Count) -> Result<()> {
 
 /// Linux guests: on this host's KVM when it can run them, in the lab when not or when told to.
 pub fn lab(filter: Option<&str>, in_lab: bool, count: &mut Count) -> Result<()> {
+    packages::ensure(&packages::NETWORK)?;
     let programs = build_programs()?;
     let tests = build_tests("lab")?;
     let guest = guest::build()?;
