@@ -122,12 +122,7 @@ fn a_pause_in_the_middle_of_io_loses_nothing() {
         std::thread::sleep(Duration::from_millis(5));
     }
     assert!(pauses > 5, "only {pauses} pauses");
-    let lines = vmm.lines();
-    assert!(
-        lines.contains(&"skerry-payload: done ok=2 fail=0".to_owned()),
-        "{}",
-        lines.join("\n")
-    );
+    vmm.expect_line("done ok=2 fail=0", SHORT);
 }
 
 #[test]
