@@ -3,6 +3,7 @@
 
 use crate::worker::{Io, KickWait, Source};
 
+use super::chain::Chain;
 use super::queue::{Queue, QueueError, QueueState};
 use super::running::{Return, Running};
 use super::{QueueStart, StartError};
@@ -43,6 +44,30 @@ impl Side {
     pub fn yield_turn(&self) {
         // Fails only when the bell rings already.
         let _ = self.start.kick.write(1);
+    }
+
+    /// Serves chains that are done at once: `serve` returns the bytes that it wrote. A queue's worth
+    /// at most, then the other queues have their turn.
+    pub fn each(
+        &mut self,
+        chain: &mut Chain,
+        mut serve: impl FnMut(&mut Chain) -> u32,
+    ) -> Result<(), QueueError> {
+        let mut budget = self.queue.size();
+        loop {
+            while self.queue.pop(chain)? {
+                let written = serve(chain);
+                self.queue.push(chain.head, written);
+                budget -= 1;
+                if budget == 0 {
+                    self.yield_turn();
+                    return Ok(());
+                }
+            }
+            if !self.queue.enable_notification()? {
+                return Ok(());
+            }
+        }
     }
 
     /// The driver broke the queue: it is served no more until the device is reset.

@@ -19,6 +19,11 @@ const ERR: u8 = 1;
 
 pub(super) struct ControlQueue {
     pub chain: Chain,
+    pub pairs: PairSwitch,
+}
+
+/// What switching queue pairs on and off takes.
+pub(super) struct PairSwitch {
     pub taps: Vec<Arc<Tap>>,
     /// Doorbells of the receive queues: one whose tap queue was attached has to look again.
     pub kicks: Vec<Option<Arc<EventFd>>>,
@@ -39,10 +44,11 @@ pub(super) fn attach_queues(taps: &[Arc<Tap>], active: &AtomicU16, pairs: u16) {
     }
 }
 
-impl ControlQueue {
-    fn command(&mut self) -> u8 {
+impl PairSwitch {
+    /// Carries out one command; its answer.
+    fn command(&self, chain: &mut Chain) -> u8 {
         let mut command = [0; 4];
-        if !self.chain.take_front(&mut command) || command[..2] != [CLASS_MQ, MQ_VQ_PAIRS_SET] {
+        if !chain.take_front(&mut command) || command[..2] != [CLASS_MQ, MQ_VQ_PAIRS_SET] {
             return ERR;
         }
         let pairs = u16::from_le_bytes([command[2], command[3]]);
@@ -59,25 +65,14 @@ impl ControlQueue {
 
 impl Serve for ControlQueue {
     fn run(&mut self, side: &mut Side, _io: &mut Io<'_>) -> Result<(), QueueError> {
-        let mut budget = side.queue.size();
-        loop {
-            while side.queue.pop(&mut self.chain)? {
-                let answer = self.command();
-                let status = self.chain.take_back();
-                if let Some(byte) = status {
-                    byte.write(&self.chain, answer);
-                }
-                side.queue.push(self.chain.head, status.is_some().into());
-                budget -= 1;
-                if budget == 0 {
-                    side.yield_turn();
-                    return Ok(());
-                }
+        side.each(&mut self.chain, |chain| {
+            let answer = self.pairs.command(chain);
+            let status = chain.take_back();
+            if let Some(byte) = status {
+                byte.write(chain, answer);
             }
-            if !side.queue.enable_notification()? {
-                return Ok(());
-            }
-        }
+            status.is_some().into()
+        })
     }
 
     fn complete(&mut self, _side: &mut Side, _io: &mut Io<'_>, _tag: u32, _result: i32) -> bool {

@@ -185,9 +185,11 @@ impl VirtioDevice for Net {
             let active = self.active.clone();
             let running = Served::start(start, |queue| control::ControlQueue {
                 chain: queue.chain(),
-                taps,
-                kicks,
-                active,
+                pairs: control::PairSwitch {
+                    taps,
+                    kicks,
+                    active,
+                },
             })?;
             self.control = Some((index, running));
             return Ok(());

@@ -55,33 +55,17 @@ struct RngQueue {
     chain: Chain,
 }
 
-impl RngQueue {
-    fn fill(&mut self) -> u32 {
-        let mut bytes = [0; MAX_REQUEST];
-        let want = (self.chain.writable_len() as usize).min(MAX_REQUEST);
-        // With these flags it cannot fail once the host has booted.
-        let got = getrandom(&mut bytes[..want], GetRandomFlags::empty()).unwrap_or(0);
-        self.chain.write(0, &bytes[..got]) as u32
-    }
+fn fill(chain: &mut Chain) -> u32 {
+    let mut bytes = [0; MAX_REQUEST];
+    let want = (chain.writable_len() as usize).min(MAX_REQUEST);
+    // With these flags it cannot fail once the host has booted.
+    let got = getrandom(&mut bytes[..want], GetRandomFlags::empty()).unwrap_or(0);
+    chain.write(0, &bytes[..got]) as u32
 }
 
 impl Serve for RngQueue {
     fn run(&mut self, side: &mut Side, _io: &mut Io<'_>) -> Result<(), QueueError> {
-        let mut budget = side.queue.size();
-        loop {
-            while side.queue.pop(&mut self.chain)? {
-                let written = self.fill();
-                side.queue.push(self.chain.head, written);
-                budget -= 1;
-                if budget == 0 {
-                    side.yield_turn();
-                    return Ok(());
-                }
-            }
-            if !side.queue.enable_notification()? {
-                return Ok(());
-            }
-        }
+        side.each(&mut self.chain, fill)
     }
 
     fn complete(&mut self, _side: &mut Side, _io: &mut Io<'_>, _tag: u32, _result: i32) -> bool {
