@@ -1,0 +1,267 @@
+//! A file that holds an image or a part of one: opened, locked, its size followed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, StatxFlags};
+
+use super::Span;
+use crate::{Error, Result};
+
+/// How to open a file.
+#[derive(Debug, Clone, Default)]
+pub struct FileOptions {
+    /// For reading only.
+    pub readonly: bool,
+    /// Bypass the page cache (O_DIRECT) for the guest's data.
+    pub direct: bool,
+    /// Take no lock: for reading a file that another process has, at one's own risk.
+    pub unlocked: bool,
+}
+
+/// An open file. The lock ends with it.
+#[derive(Debug)]
+pub struct ImageFile {
+    path: PathBuf,
+    file: Option<File>,
+    /// A second description of the same file, with O_DIRECT.
+    direct: Option<File>,
+    id: i32,
+    end: AtomicU64,
+    readonly: bool,
+    block_device: bool,
+    block_size: u32,
+    memory_align: u32,
+}
+
+impl ImageFile {
+    /// Opens and locks a file or block device: exclusively for writing, shared for reading.
+    pub fn open(path: &Path, options: &FileOptions) -> Result<Arc<ImageFile>> {
+        let fail = |source| Error::Io {
+            path: path.to_owned(),
+            what: "open",
+            source,
+        };
+        let kind = |what: &str| Error::Kind {
+            path: path.to_owned(),
+            what: what.to_owned(),
+        };
+        let file = open(path, options.readonly, 0).map_err(|e| match e.kind() {
+            io::ErrorKind::IsADirectory => kind("a directory: give a file or a block device"),
+            _ => fail(e),
+        })?;
+        let metadata = file.metadata().map_err(fail)?;
+        let block_device = metadata.file_type().is_block_device();
+        let end = if metadata.is_file() {
+            metadata.len()
+        } else if block_device {
+            rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| fail(e.into()))?
+        } else if metadata.is_dir() {
+            return Err(kind("a directory: give a file or a block device"));
+        } else {
+            return Err(kind("neither a file nor a block device"));
+        };
+        if !options.unlocked && !try_lock(&file, Some(!options.readonly)).map_err(fail)? {
+            return Err(Error::Locked {
+                path: path.to_owned(),
+            });
+        }
+        let (direct, block_size, memory_align) = if options.direct {
+            let direct = open(path, options.readonly, libc::O_DIRECT).map_err(fail)?;
+            let (block, memory) = direct_alignment(&direct);
+            (Some(direct), block, memory)
+        } else if block_device {
+            let logical = rustix::fs::ioctl_blksszget(&file).unwrap_or(512);
+            (None, logical.max(512), 1)
+        } else {
+            (None, 512, 1)
+        };
+        Ok(Arc::new(ImageFile {
+            path: path.to_owned(),
+            id: file.as_raw_fd(),
+            file: Some(file),
+            direct,
+            end: AtomicU64::new(end),
+            readonly: options.readonly,
+            block_device,
+            block_size,
+            memory_align,
+        }))
+    }
+
+    /// Creates an empty file, open and locked for writing. It must not exist yet.
+    pub fn create(path: &Path) -> Result<Arc<ImageFile>> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(path)
+            .map_err(|source| Error::Io {
+                path: path.to_owned(),
+                what: "create",
+                source,
+            })?;
+        drop(file);
+        ImageFile::open(path, &FileOptions::default())
+    }
+
+    /// A file that only a simulated disk knows, by `id`.
+    pub fn simulated(id: i32, len: u64, readonly: bool) -> Arc<ImageFile> {
+        Arc::new(ImageFile {
+            path: PathBuf::from(format!("simulated-{id}")),
+            file: None,
+            direct: None,
+            id,
+            end: AtomicU64::new(len),
+            readonly,
+            block_device: false,
+            block_size: 512,
+            memory_align: 1,
+        })
+    }
+
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The number that drivers know it by: the descriptor, or the simulated disk's.
+    pub fn id(&self) -> i32 {
+        self.id
+    }
+
+    /// The number for an operation with [`Op::direct`](super::Op::direct) so.
+    pub fn raw_fd(&self, direct: bool) -> i32 {
+        match (&self.direct, direct) {
+            (Some(file), true) => file.as_raw_fd(),
+            _ => self.id,
+        }
+    }
+
+    /// The descriptor; none for a simulated file.
+    pub fn descriptor(&self, direct: bool) -> Option<&File> {
+        match (&self.direct, direct) {
+            (Some(file), true) => Some(file),
+            _ => self.file.as_ref(),
+        }
+    }
+
+    /// Whether it was opened for reading only.
+    pub fn readonly(&self) -> bool {
+        self.readonly
+    }
+
+    /// Whether it is a block device, which neither grows nor reads as zeroes where nothing was written.
+    pub fn block_device(&self) -> bool {
+        self.block_device
+    }
+
+    /// Length in bytes, as far as operations through this object changed it.
+    pub fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// What offsets and lengths of the guest's requests must be a multiple of.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Whether the page cache is bypassed for the guest's data.
+    pub fn is_direct(&self) -> bool {
+        self.direct.is_some()
+    }
+
+    /// What addresses of direct operations must be a multiple of; 1 without O_DIRECT.
+    pub fn memory_align(&self) -> u32 {
+        self.memory_align
+    }
+
+    pub(super) fn grew(&self, end: u64) {
+        self.end.fetch_max(end, Ordering::AcqRel);
+    }
+
+    pub(super) fn set_end(&self, end: u64) {
+        self.end.store(end, Ordering::Release);
+    }
+
+    /// Whether a transfer can bypass the page cache.
+    pub(super) fn fits_direct(&self, offset: u64, span: &Span) -> bool {
+        self.direct.is_some()
+            && offset.is_multiple_of(self.block_size.into())
+            && span.vecs().iter().all(|v| {
+                (v.iov_base as usize).is_multiple_of(self.memory_align as usize)
+                    && v.iov_len.is_multiple_of(self.block_size as usize)
+            })
+    }
+
+    /// An I/O error that names this file.
+    pub fn io_error(&self, what: &'static str, source: io::Error) -> Error {
+        Error::Io {
+            path: self.path.clone(),
+            what,
+            source,
+        }
+    }
+
+    /// Gives up the lock, or takes it again: exclusively or (`false`) shared. Whether it was free.
+    pub fn relock(&self, exclusive: Option<bool>) -> Result<bool> {
+        match &self.file {
+            Some(file) => try_lock(file, exclusive).map_err(|e| self.io_error("lock", e)),
+            None => Ok(true),
+        }
+    }
+}
+
+fn open(path: &Path, readonly: bool, flags: i32) -> io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .write(!readonly)
+        // A FIFO must not block the caller.
+        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | flags)
+        .open(path)?;
+    // Only opening must not block. Left on, some kernels fail every transfer with EAGAIN.
+    let flags = rustix::fs::fcntl_getfl(&file)?;
+    rustix::fs::fcntl_setfl(&file, flags - rustix::fs::OFlags::NONBLOCK)?;
+    Ok(file)
+}
+
+/// What O_DIRECT demands of this file: (offset and length, address).
+fn direct_alignment(file: &File) -> (u32, u32) {
+    // Linux before 6.1, and file systems that don't say, get the block size that nearly all take.
+    const SAFE: (u32, u32) = (4096, 4096);
+    match rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
+        Ok(x) if x.stx_dio_offset_align != 0 => {
+            (x.stx_dio_offset_align.max(512), x.stx_dio_mem_align.max(1))
+        }
+        _ => SAFE,
+    }
+}
+
+/// Locks the whole file for as long as its description is open, exclusively or shared, or (None)
+/// unlocks it. An open-file-description lock: it conflicts with those of QEMU and Cloud Hypervisor,
+/// and ends with the process, however that dies. False if somebody else holds it.
+fn try_lock(file: &File, exclusive: Option<bool>) -> io::Result<bool> {
+    let kind = match exclusive {
+        Some(true) => libc::F_WRLCK,
+        Some(false) => libc::F_RDLCK,
+        None => libc::F_UNLCK,
+    };
+    // SAFETY: flock is plain data, for which all zeroes is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the descriptor is open and `lock` is a valid flock.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        e if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        e => Err(e),
+    }
+}

@@ -1,0 +1,27 @@
+//! The qcow2 engine (the format's specification: QEMU's docs/interop/qcow2.rst).
+//!
+//! [`Image`] is the open image. Looking something up and deciding what to write is synchronous
+//! ([`state`]); getting what that lacks, and carrying it out, is done by tasks on a
+//! [`Port`](crate::io::Port).
+
+mod bitmap;
+mod cache;
+pub mod check;
+mod commit;
+mod compress;
+mod create;
+mod entry;
+mod geometry;
+mod header;
+mod image;
+mod resize;
+mod snapshot;
+mod state;
+mod write;
+
+pub use compress::pack;
+pub use create::{CreateOptions, Preallocation, create};
+pub use entry::{Place, Run};
+pub use geometry::Geometry;
+pub use header::{BitmapsExtension, Compression, Header, autoclear, compatible, incompatible};
+pub use image::{DEFAULT_CACHE, Guard, Image, OpenOptions, read_header};

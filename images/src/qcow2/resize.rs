@@ -1,0 +1,166 @@
+//! Growing and shrinking the guest's disk, and where compressed clusters are put.
+
+use super::Image;
+use super::entry::Entry;
+use super::geometry::Geometry;
+use super::header::MAX_L1;
+use super::state::{Freed, Space};
+use crate::Result;
+use crate::chain::Layer;
+use crate::io::{Buffer, Port};
+
+impl Image {
+    /// Makes the guest's disk `size` bytes long. `layers` is this image and what is below. What is
+    /// new reads as zeroes, whatever is below; what is cut off is gone. A power cut leaves the old
+    /// size or the new one.
+    pub async fn resize(&self, port: &Port, size: u64, layers: &[Layer]) -> Result<()> {
+        let g = self.geometry();
+        if !size.is_multiple_of(512) {
+            return Err(self.invalid(format!("the size {size} is not a multiple of 512")));
+        }
+        if g.l1_entries(size) * 8 > MAX_L1 {
+            let most = MAX_L1 / 8 * g.l2_coverage();
+            return Err(self.invalid(format!(
+                "{size} bytes are too much for clusters of {}: at most {most}",
+                g.cluster()
+            )));
+        }
+        let header = self.header();
+        if header.version < 3 && header.snapshots > 0 {
+            return Err(self.invalid(
+                "an image of version 2 with internal snapshots cannot change its size: delete them first",
+            ));
+        }
+        let old = self.size();
+        if size < old {
+            // What is cut off must not come back when the disk grows again.
+            let tail = old.next_multiple_of(g.cluster()) - size;
+            self.zero(port, size, tail, true, &layers[..1]).await?;
+            self.flush(port).await?;
+        } else {
+            self.grow_l1(port, g.l1_entries(size)).await?;
+            let below = layers.iter().skip(1).map(Layer::size).max().unwrap_or(0);
+            let shows = below.min(size);
+            if old < shows {
+                let end = shows.next_multiple_of(g.unit());
+                self.zero(port, old, end - old, true, layers).await?;
+                self.flush(port).await?;
+            }
+        }
+        let lock = self.hold(Space::Header, 0, 0, true).await;
+        self.state().header.size = size;
+        if let Err(e) = self.write_header(port).await {
+            self.state().header.size = old;
+            return Err(e);
+        }
+        self.set_size(size);
+        drop(lock);
+        if self.external() && !self.data_file().block_device() {
+            port.set_len(self.data_file(), size).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the L1 table at least so long.
+    async fn grow_l1(&self, port: &Port, entries: u64) -> Result<()> {
+        let g = self.geometry();
+        if entries <= self.state().l1.len() as u64 {
+            return Ok(());
+        }
+        let clusters = g.clusters(entries * 8);
+        let first = self.with(port, |s| s.allocate_run(clusters)).await?;
+        // Entries that change from here on would be lost.
+        let _l1 = self.hold(Space::L1, 0, u64::MAX, true).await;
+        let _commit = self.hold(Space::Commit, 0, 0, true).await;
+        let _header = self.hold(Space::Header, 0, 0, true).await;
+        let mut table = Buffer::new((clusters << g.cluster_bits) as usize);
+        let old = {
+            let state = self.state();
+            for (place, entry) in table.bytes_mut().chunks_exact_mut(8).zip(&state.l1) {
+                place.copy_from_slice(&entry.to_be_bytes());
+            }
+            (state.header.l1_offset, state.header.l1_entries)
+        };
+        let offset = first << g.cluster_bits;
+        port.write(self.file(), offset, table.span()).await?;
+        // The new table's clusters must be counted before the header names them.
+        let refs = {
+            let state = self.state();
+            let work = state.refs.capture();
+            let place = |key: u64| {
+                state.reftable[(key / g.slices()) as usize] + key % g.slices() * g.slice()
+            };
+            work.iter()
+                .map(|c| (place(c.key), c.data.clone()))
+                .collect::<Vec<_>>()
+        };
+        for (at, data) in refs {
+            port.write(self.file(), at, Buffer::from_slice(&data).span())
+                .await?;
+        }
+        port.flush(self.file()).await?;
+        self.write_reftable(port).await?;
+        {
+            let mut state = self.state();
+            state.header.l1_offset = offset;
+            state.header.l1_entries = entries as u32;
+        }
+        let written = self.write_header(port).await;
+        let mut state = self.state();
+        if let Err(e) = written {
+            state.header.l1_offset = old.0;
+            state.header.l1_entries = old.1;
+            return Err(e);
+        }
+        state.l1.resize(entries as usize, 0);
+        state.l1_dirty.clear();
+        state.freed.push(Freed {
+            first: old.0 >> g.cluster_bits,
+            count: g.clusters(u64::from(old.1) * 8),
+        });
+        Ok(())
+    }
+
+    /// Finds a place for `len` bytes of compressed data: its offset and the entry for it. None if
+    /// it cannot be expressed.
+    pub(super) async fn allocate_packed(
+        &self,
+        port: &Port,
+        len: u64,
+    ) -> Result<Option<(u64, Entry)>> {
+        let g: Geometry = self.geometry();
+        let bits = g.cluster_bits;
+        loop {
+            let next = self.state().packed_end;
+            let inside = next & (g.cluster() - 1);
+            if inside != 0 {
+                let cluster = next >> bits;
+                let rest = g.cluster() - inside;
+                let placed = self
+                    .with(port, |s| {
+                        let count = s.refcount(cluster)?;
+                        let after = s.refcount(cluster + 1)?;
+                        if count == 0 || count >= g.refcount_max() || len > rest && after != 0 {
+                            s.packed_end = 0;
+                            return Ok(false);
+                        }
+                        if len > rest {
+                            s.set_refcount(cluster + 1, 1)?;
+                            s.untouched = s.untouched.max(cluster + 2);
+                        }
+                        s.set_refcount(cluster, count + 1)?;
+                        s.packed_end = next + len;
+                        Ok(true)
+                    })
+                    .await?;
+                if placed {
+                    return Ok(Entry::for_compressed(&g, next, len).map(|e| (next, e)));
+                }
+            }
+            let (first, _, _) = self.with(port, |s| s.allocate(1)).await?;
+            let at = first << bits;
+            self.state().packed_end = at + len;
+            return Ok(Entry::for_compressed(&g, at, len).map(|e| (at, e)));
+        }
+    }
+}
