@@ -1,14 +1,19 @@
 //! Layers of a disk, given one by one by the caller. A path that an image names is never opened.
 
+mod dirty;
+pub mod live;
 mod stack;
+mod volume;
 
 use std::sync::Arc;
 
 use crate::Result;
 use crate::io::{ImageFile, OpFuture, Port, Span, join};
-use crate::qcow2::{Image, Place, Run};
+use crate::qcow2::{Guard, Image, Place, Run};
 
+pub use dirty::DirtyMap;
 pub use stack::{Format, LayerSpec, Stack};
+pub use volume::{Drained, Hold, Target, View, Volume};
 
 /// The most layers of one disk.
 pub const MAX_LAYERS: usize = 64;
@@ -40,6 +45,22 @@ pub enum Layer {
 }
 
 impl Layer {
+    /// Its format.
+    pub fn format(&self) -> Format {
+        match self {
+            Layer::Qcow2(_) => Format::Qcow2,
+            Layer::Raw(_) => Format::Raw,
+        }
+    }
+
+    /// Begins a request: what it looks up is not reused until the guard is dropped.
+    pub fn guard(&self) -> Option<Guard<'_>> {
+        match self {
+            Layer::Qcow2(image) => Some(image.guard()),
+            Layer::Raw(_) => None,
+        }
+    }
+
     /// The guest disk's size in bytes, as this layer sees it.
     pub fn size(&self) -> u64 {
         match self {
@@ -79,13 +100,7 @@ impl Layer {
 /// Reads from a stack of layers, the first on top. What no layer has is zeroes. True if anything
 /// came from a layer's data, so might not be zero.
 pub async fn read(port: &Port, layers: &[Layer], offset: u64, span: &Span) -> Result<bool> {
-    let _guards: Vec<_> = layers
-        .iter()
-        .filter_map(|l| match l {
-            Layer::Qcow2(image) => Some(image.guard()),
-            Layer::Raw(_) => None,
-        })
-        .collect();
+    let _guards: Vec<_> = layers.iter().map(Layer::guard).collect();
     let mut reads: Vec<OpFuture> = Vec::new();
     let mut some = false;
     let mut done = 0;

@@ -185,6 +185,13 @@ impl Stack {
         &self.layers
     }
 
+    /// The same without one of its layers.
+    pub fn without(&self, index: usize) -> Stack {
+        let mut layers = self.layers.to_vec();
+        layers.remove(index);
+        Stack::new(layers)
+    }
+
     /// The top layer.
     pub fn top(&self) -> &Layer {
         &self.layers[0]

@@ -14,6 +14,7 @@ mod entry;
 mod geometry;
 mod header;
 mod image;
+mod relabel;
 mod resize;
 mod snapshot;
 mod state;

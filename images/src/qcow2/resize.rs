@@ -33,9 +33,17 @@ impl Image {
         }
         let old = self.size();
         if size < old {
-            // What is cut off must not come back when the disk grows again.
-            let tail = old.next_multiple_of(g.cluster()) - size;
-            self.zero(port, size, tail, true, &layers[..1]).await?;
+            // What is cut off must not come back when the disk grows again. Of a unit that is cut in
+            // two, the part that stays may come from below.
+            let end = old.next_multiple_of(g.cluster());
+            let whole = size.next_multiple_of(g.unit());
+            if size < whole {
+                self.zero(port, size, whole - size, true, layers).await?;
+            }
+            if whole < end {
+                self.zero(port, whole, end - whole, true, &layers[..1])
+                    .await?;
+            }
             self.flush(port).await?;
         } else {
             self.grow_l1(port, g.l1_entries(size)).await?;
