@@ -1,16 +1,530 @@
-//! Persistent dirty bitmaps (qcow2 specification, "Bitmaps").
+//! Persistent dirty bitmaps (qcow2 specification, "Bitmaps"): the directory, and what tools do with it.
+//!
+//! Nothing is changed in place. A new directory, and what is new below it, is durable before the
+//! header's first sector names it; what is superfluous then is given back after. A power cut leaves
+//! leaks at most.
 
 use super::Image;
-use super::header::BitmapsExtension;
-use crate::Result;
-use crate::io::Port;
+use super::header::{BitmapsExtension, autoclear, be32, be64};
+use super::image::read_table;
+use super::state::{Freed, Space};
+use super::tracker::Tracker;
+use crate::io::{Buffer, Port};
+use crate::{Error, Result};
+
+/// The most bitmaps, as in QEMU.
+const MAX_BITMAPS: usize = 65535;
+/// The most bytes of the directory.
+const MAX_DIRECTORY: u64 = 64 << 20;
+/// The most bytes of one bitmap in the file, as in QEMU.
+const MAX_BITMAP: u64 = 512 << 20;
+const MAX_NAME: usize = 1023;
+/// log2 of the bytes of the disk that a bit may stand for.
+const GRANULARITY_BITS: std::ops::RangeInclusive<u32> = 9..=31;
+/// Bytes of a directory entry before its extra data.
+const FIXED: usize = 24;
+/// Bitmaps of at most so many bytes are counted to be shown.
+const CHEAP: u64 = 1 << 20;
+
+/// Flags of a directory entry.
+mod flag {
+    /// It is being changed, or was when power was lost: it is not to be used.
+    pub const IN_USE: u32 = 1;
+    /// It tracks all changes.
+    pub const AUTO: u32 = 1 << 1;
+    /// It may be used by those who do not know its extra data.
+    pub const EXTRA_COMPATIBLE: u32 = 1 << 2;
+    pub const KNOWN: u32 = IN_USE | AUTO | EXTRA_COMPATIBLE;
+}
+
+/// In a table: this cluster of the bitmap is all ones. The rest of the word is 0 then.
+const ONES: u64 = 1;
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+/// The only type: a dirty tracking bitmap.
+const DIRTY_TRACKING: u8 = 1;
+
+/// A persistent bitmap, to be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BitmapInfo {
+    /// Its name.
+    pub name: String,
+    /// Bytes of the disk for each bit.
+    pub granularity: u64,
+    /// It was not stored, or is being tracked right now: its content means nothing.
+    pub in_use: bool,
+    /// It tracks changes whenever the image is written.
+    pub enabled: bool,
+    /// Bytes that are dirty, where that is quickly said.
+    pub dirty: Option<u64>,
+}
+
+/// A directory entry.
+#[derive(Debug, Clone)]
+pub(super) struct Bitmap {
+    table: u64,
+    entries: u32,
+    flags: u32,
+    kind: u8,
+    granularity_bits: u8,
+    extra: Vec<u8>,
+    pub name: Vec<u8>,
+}
+
+impl Bitmap {
+    fn parse(bytes: &[u8]) -> Option<(Bitmap, usize)> {
+        let fixed = bytes.get(..FIXED)?;
+        let name_len = usize::from(u16::from_be_bytes([fixed[18], fixed[19]]));
+        let extra_len = be32(fixed, 20) as usize;
+        let end = extra_len.checked_add(FIXED + name_len)?;
+        let (extra, name) = bytes.get(FIXED..end)?.split_at_checked(extra_len)?;
+        let bitmap = Bitmap {
+            table: be64(fixed, 0),
+            entries: be32(fixed, 8),
+            flags: be32(fixed, 12),
+            kind: fixed[16],
+            granularity_bits: fixed[17],
+            extra: extra.to_vec(),
+            name: name.to_vec(),
+        };
+        Some((bitmap, end.checked_next_multiple_of(8)?))
+    }
+
+    fn store(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.table.to_be_bytes());
+        out.extend_from_slice(&self.entries.to_be_bytes());
+        out.extend_from_slice(&self.flags.to_be_bytes());
+        out.extend_from_slice(&[self.kind, self.granularity_bits]);
+        out.extend_from_slice(&(self.name.len() as u16).to_be_bytes());
+        out.extend_from_slice(&(self.extra.len() as u32).to_be_bytes());
+        out.extend_from_slice(&self.extra);
+        out.extend_from_slice(&self.name);
+        out.resize(out.len().next_multiple_of(8), 0);
+    }
+
+    /// What is wrong with the entry, if anything.
+    fn defect(&self, cluster: u64) -> Option<&'static str> {
+        let bits = u32::from(self.granularity_bits);
+        if self.table == 0 || !self.table.is_multiple_of(cluster) {
+            Some("has its table not at a cluster's start")
+        } else if self.entries == 0 || u64::from(self.entries) * cluster > MAX_BITMAP {
+            Some("has a table of a wrong length")
+        } else if !GRANULARITY_BITS.contains(&bits) {
+            Some("has a granularity not between 512 bytes and 2 GiB")
+        } else if self.name.len() > MAX_NAME {
+            Some("has a name of more than 1023 bytes")
+        } else if self.flags & !flag::KNOWN != 0 {
+            Some("has unknown flags")
+        } else {
+            None
+        }
+    }
+
+    pub fn in_use(&self) -> bool {
+        self.flags & flag::IN_USE != 0
+    }
+
+    pub fn set_in_use(&mut self, on: bool) {
+        self.flags = self.flags & !flag::IN_USE | if on { flag::IN_USE } else { 0 };
+    }
+
+    pub fn auto(&self) -> bool {
+        self.flags & flag::AUTO != 0
+    }
+
+    /// Whether its content may be used by this engine.
+    pub fn usable(&self) -> bool {
+        let known = self.extra.is_empty() || self.flags & flag::EXTRA_COMPATIBLE != 0;
+        self.kind == DIRTY_TRACKING && known && !self.in_use()
+    }
+
+    fn shown(&self) -> String {
+        String::from_utf8_lossy(&self.name)
+            .escape_debug()
+            .to_string()
+    }
+
+    /// An empty tracker for it.
+    pub fn tracker(&self, size: u64) -> Tracker {
+        let bits = u32::from(self.granularity_bits);
+        Tracker::new(self.name.clone(), bits, self.auto(), size)
+    }
+
+    /// Bytes of memory for its tracker.
+    pub fn memory(&self, size: u64) -> u64 {
+        Tracker::bytes_for(size, self.granularity_bits.into())
+    }
+}
+
+/// Reads the directory: as many bytes as it has.
+async fn read_directory(
+    image: &Image,
+    port: &Port,
+    extension: &BitmapsExtension,
+) -> Result<Vec<Bitmap>> {
+    let BitmapsExtension {
+        count,
+        directory_size: size,
+        directory_offset: offset,
+    } = *extension;
+    let cluster = image.geometry().cluster();
+    let there = image.file().end().saturating_sub(offset);
+    let count = count as usize;
+    if !offset.is_multiple_of(cluster) || offset == 0 || size > there.min(MAX_DIRECTORY) {
+        return Err(image.corrupt(format!(
+            "the bitmap directory has {size} bytes at {offset:#x}"
+        )));
+    }
+    if count > MAX_BITMAPS {
+        return Err(image.corrupt(format!("there are {count} bitmaps, above {MAX_BITMAPS}")));
+    }
+    let buffer = Buffer::new(size as usize);
+    port.read(image.file(), offset, buffer.span()).await?;
+    let mut list: Vec<Bitmap> = Vec::new();
+    let mut at = 0;
+    while list.len() < count {
+        let rest = buffer.bytes().get(at..).unwrap_or_default();
+        let Some((bitmap, n)) = Bitmap::parse(rest) else {
+            return Err(image.corrupt(format!(
+                "the bitmap directory ends in bitmap {} of {count}",
+                list.len() + 1
+            )));
+        };
+        if let Some(what) = bitmap.defect(cluster) {
+            return Err(image.corrupt(format!("bitmap \u{201c}{}\u{201d} {what}", bitmap.shown())));
+        }
+        list.push(bitmap);
+        at += n;
+    }
+    Ok(list)
+}
 
 /// Where the directory, the tables and the data of all bitmaps are: offsets and bytes.
 pub(super) async fn places(
     image: &Image,
-    _port: &Port,
+    port: &Port,
     extension: &BitmapsExtension,
 ) -> Result<Vec<(u64, u64)>> {
-    let _ = image;
-    Ok(vec![(extension.directory_offset, extension.directory_size)])
+    let list = read_directory(image, port, extension).await?;
+    let mut places = vec![(extension.directory_offset, extension.directory_size)];
+    let mut tables: Vec<(u64, u64)> = list
+        .iter()
+        .map(|b| (b.table, u64::from(b.entries) * 8))
+        .collect();
+    tables.sort_unstable();
+    // One table for many bitmaps would make this list much larger than the file.
+    if tables.windows(2).any(|w| w[0].0 + w[0].1 > w[1].0) {
+        return Err(image.corrupt("two bitmaps have the same table"));
+    }
+    for bitmap in &list {
+        places.push((bitmap.table, u64::from(bitmap.entries) * 8));
+        let cluster = image.geometry().cluster();
+        let table = read_bitmap_table(image, port, bitmap).await?;
+        let data = table.iter().map(|e| e & OFFSET).filter(|o| *o != 0);
+        places.extend(data.map(|o| (o, cluster)));
+    }
+    Ok(places)
 }
+
+async fn read_bitmap_table(image: &Image, port: &Port, bitmap: &Bitmap) -> Result<Vec<u64>> {
+    let cluster = image.geometry().cluster();
+    let end = image.file().end().next_multiple_of(cluster);
+    let bytes = u64::from(bitmap.entries) * 8;
+    let table = read_table(port, image.file(), bitmap.table, bytes).await?;
+    let wrong = |e: &&u64| match **e {
+        0 | ONES => false,
+        e => e & !OFFSET != 0 || !e.is_multiple_of(cluster) || e >= end,
+    };
+    if let Some(entry) = table.iter().find(wrong) {
+        return Err(image.corrupt(format!(
+            "bitmap \u{201c}{}\u{201d} has the entry {entry:#x}",
+            bitmap.shown()
+        )));
+    }
+    Ok(table)
+}
+
+impl Image {
+    /// The persistent bitmaps. Those in the file that are not consistent with its data are not shown.
+    pub async fn bitmaps(&self, port: &Port) -> Result<Vec<BitmapInfo>> {
+        let size = self.size();
+        let mut shown = Vec::new();
+        for bitmap in self.directory(port).await? {
+            let cheap = bitmap.usable() && bitmap.memory(size) <= CHEAP;
+            shown.push(BitmapInfo {
+                name: String::from_utf8_lossy(&bitmap.name).into_owned(),
+                granularity: 1 << bitmap.granularity_bits,
+                in_use: bitmap.in_use(),
+                enabled: bitmap.auto() && !bitmap.in_use(),
+                dirty: if cheap {
+                    Some(self.read_bitmap(port, &bitmap).await?.dirty_bytes())
+                } else {
+                    None
+                },
+            });
+        }
+        Ok(shown)
+    }
+
+    /// Makes an empty bitmap that tracks from now on. `granularity` is in bytes: a power of two from
+    /// 512 bytes to 2 GiB.
+    pub async fn bitmap_add(&self, port: &Port, name: &str, granularity: u64) -> Result<()> {
+        let _lock = self.hold(Space::Bitmaps, 0, 0, true).await;
+        let header = self.header();
+        if header.version < 3 {
+            return Err(self.invalid("bitmaps need version 3 (compat=1.1)"));
+        }
+        if name.is_empty() || name.len() > MAX_NAME {
+            return Err(self.invalid(format!(
+                "a bitmap's name has 1 to {MAX_NAME} bytes, and this one has {}",
+                name.len()
+            )));
+        }
+        let bits = granularity.checked_ilog2().unwrap_or(0);
+        if !granularity.is_power_of_two() || !GRANULARITY_BITS.contains(&bits) {
+            return Err(self.invalid(format!(
+                "the granularity {granularity} is not a power of two from 512 to 2147483648"
+            )));
+        }
+        let mut list = self.directory(port).await?;
+        if list.iter().any(|b| b.name == name.as_bytes()) {
+            return Err(self.invalid(format!(
+                "there is a bitmap \u{201c}{}\u{201d} already",
+                name.escape_debug()
+            )));
+        }
+        if list.len() >= MAX_BITMAPS {
+            return Err(self.invalid(format!("it has {MAX_BITMAPS} bitmaps, the most")));
+        }
+        if self.size() == 0 {
+            return Err(self.invalid("a disk of 0 bytes has nothing to track"));
+        }
+        let bytes = Tracker::bytes_for(self.size(), bits);
+        let entries = self.geometry().clusters(bytes);
+        if entries * self.geometry().cluster() > MAX_BITMAP {
+            return Err(self.invalid("the bitmap would be too large: take a larger granularity"));
+        }
+        list.push(Bitmap {
+            table: self.write_new(port, &vec![0; entries as usize * 8]).await?,
+            entries: entries as u32,
+            flags: flag::AUTO,
+            kind: DIRTY_TRACKING,
+            granularity_bits: bits as u8,
+            extra: Vec::new(),
+            name: name.as_bytes().to_vec(),
+        });
+        self.switch_directory(port, &list, Vec::new()).await
+    }
+
+    /// Removes a bitmap, consistent or not.
+    pub async fn bitmap_remove(&self, port: &Port, name: &str) -> Result<()> {
+        let _lock = self.hold(Space::Bitmaps, 0, 0, true).await;
+        let mut list = self.directory(port).await?;
+        let bitmap = list.remove(self.find_bitmap(&list, name)?);
+        let freed = self.bitmap_clusters(port, &bitmap).await?;
+        self.switch_directory(port, &list, freed).await
+    }
+
+    /// Makes a bitmap empty.
+    pub async fn bitmap_clear(&self, port: &Port, name: &str) -> Result<()> {
+        let _lock = self.hold(Space::Bitmaps, 0, 0, true).await;
+        let mut list = self.directory(port).await?;
+        let at = self.find_consistent(&list, name)?;
+        let freed = self.bitmap_clusters(port, &list[at]).await?;
+        let table = vec![0; list[at].entries as usize * 8];
+        list[at].table = self.write_new(port, &table).await?;
+        self.switch_directory(port, &list, freed).await
+    }
+
+    /// Makes a bitmap track changes from now on, or no more.
+    pub async fn bitmap_enable(&self, port: &Port, name: &str, on: bool) -> Result<()> {
+        let _lock = self.hold(Space::Bitmaps, 0, 0, true).await;
+        let mut list = self.directory(port).await?;
+        let at = self.find_consistent(&list, name)?;
+        if list[at].auto() == on {
+            return Ok(());
+        }
+        list[at].flags ^= flag::AUTO;
+        self.switch_directory(port, &list, Vec::new()).await
+    }
+
+    fn find_bitmap(&self, list: &[Bitmap], name: &str) -> Result<usize> {
+        let found = list.iter().position(|b| b.name == name.as_bytes());
+        found.ok_or_else(|| {
+            self.invalid(format!(
+                "there is no bitmap \u{201c}{}\u{201d}",
+                name.escape_debug()
+            ))
+        })
+    }
+
+    fn find_consistent(&self, list: &[Bitmap], name: &str) -> Result<usize> {
+        let at = self.find_bitmap(list, name)?;
+        if list[at].in_use() {
+            return Err(self.invalid(format!(
+                "the bitmap \u{201c}{}\u{201d} was not stored when the image was last written: it can only be removed",
+                name.escape_debug()
+            )));
+        }
+        Ok(at)
+    }
+
+    /// The bitmaps, if they are consistent.
+    pub(super) async fn directory(&self, port: &Port) -> Result<Vec<Bitmap>> {
+        let header = self.header();
+        match &header.bitmaps {
+            Some(extension) if header.autoclear & autoclear::BITMAPS != 0 => {
+                read_directory(self, port, extension).await
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// The clusters of a bitmap: its data and its table.
+    pub(super) async fn bitmap_clusters(&self, port: &Port, bitmap: &Bitmap) -> Result<Vec<Freed>> {
+        let g = self.geometry();
+        let table = read_bitmap_table(self, port, bitmap).await?;
+        let data = table.iter().map(|e| e & OFFSET).filter(|o| *o != 0);
+        let data = data.map(|offset| (offset, 1));
+        let own = (bitmap.table, g.clusters(u64::from(bitmap.entries) * 8));
+        let freed = |(offset, count)| Freed {
+            first: offset >> g.cluster_bits,
+            count,
+        };
+        Ok(data.chain([own]).map(freed).collect())
+    }
+
+    /// Reads a bitmap's content.
+    pub(super) async fn read_bitmap(&self, port: &Port, bitmap: &Bitmap) -> Result<Tracker> {
+        let g = self.geometry();
+        let size = self.size();
+        let expected = g.clusters(bitmap.memory(size));
+        if u64::from(bitmap.entries) != expected {
+            return Err(self.corrupt(format!(
+                "bitmap \u{201c}{}\u{201d} has a table of {} entries, and the disk's size needs {expected}",
+                bitmap.shown(),
+                bitmap.entries
+            )));
+        }
+        let table = read_bitmap_table(self, port, bitmap).await?;
+        let mut tracker = bitmap.tracker(size);
+        let mut buffer = Buffer::new(g.cluster() as usize);
+        for (i, entry) in table.iter().enumerate() {
+            match *entry {
+                0 => continue,
+                ONES => buffer.bytes_mut().fill(0xff),
+                offset => port.read(self.file(), offset, buffer.span()).await?,
+            }
+            tracker.fill((i as u64) << g.cluster_bits, buffer.bytes());
+        }
+        Ok(tracker)
+    }
+
+    /// Writes a bitmap's content to new clusters and makes its entry name them. Every cluster that is
+    /// taken is put on `new`.
+    pub(super) async fn write_bitmap(
+        &self,
+        port: &Port,
+        bitmap: &mut Bitmap,
+        tracker: &Tracker,
+        new: &mut Vec<Freed>,
+    ) -> Result<()> {
+        let g = self.geometry();
+        let bytes = bitmap.memory(tracker.size());
+        let entries = g.clusters(bytes);
+        if entries == 0 || entries * g.cluster() > MAX_BITMAP {
+            return Err(self.invalid(format!(
+                "the bitmap \u{201c}{}\u{201d} would have {bytes} bytes",
+                bitmap.shown()
+            )));
+        }
+        let mut table = Vec::new();
+        let mut part = vec![0; g.cluster() as usize];
+        for i in 0..entries {
+            tracker.copy_to(i << g.cluster_bits, &mut part);
+            let entry = if part.iter().all(|b| *b == 0) {
+                0
+            } else if part.iter().all(|b| *b == 0xff) {
+                ONES
+            } else {
+                let offset = self.write_new(port, &part).await?;
+                new.push(Freed {
+                    first: offset >> g.cluster_bits,
+                    count: 1,
+                });
+                offset
+            };
+            table.extend_from_slice(&entry.to_be_bytes());
+        }
+        bitmap.table = self.write_new(port, &table).await?;
+        bitmap.entries = entries as u32;
+        new.push(Freed {
+            first: bitmap.table >> g.cluster_bits,
+            count: g.clusters(entries * 8),
+        });
+        Ok(())
+    }
+
+    /// Makes `list` the directory, durably, and gives `freed` back. The caller holds
+    /// [`Space::Bitmaps`].
+    pub(super) async fn switch_directory(
+        &self,
+        port: &Port,
+        list: &[Bitmap],
+        mut freed: Vec<Freed>,
+    ) -> Result<()> {
+        if self.file().readonly() {
+            return Err(Error::ReadOnly {
+                path: self.path().to_owned(),
+            });
+        }
+        let g = self.geometry();
+        let mut bytes = Vec::new();
+        list.iter().for_each(|b| b.store(&mut bytes));
+        if bytes.len() as u64 > MAX_DIRECTORY {
+            return Err(self.invalid("its bitmap directory is full"));
+        }
+        let offset = self.write_new(port, &bytes).await?;
+        self.commit(port, true, true).await?;
+        let lock = self.hold(Space::Header, 0, 0, true).await;
+        let old = self.header();
+        {
+            let header = &mut self.state().header;
+            header.bitmaps = (!list.is_empty()).then_some(BitmapsExtension {
+                count: list.len() as u32,
+                directory_size: bytes.len() as u64,
+                directory_offset: offset,
+            });
+            header.autoclear &= !autoclear::BITMAPS;
+            if !list.is_empty() {
+                header.autoclear |= autoclear::BITMAPS;
+            }
+        }
+        if let Err(e) = self.write_header(port).await {
+            let header = &mut self.state().header;
+            header.bitmaps = old.bitmaps;
+            header.autoclear = old.autoclear;
+            return Err(e);
+        }
+        drop(lock);
+        if let Some(extension) = old.bitmaps
+            && old.autoclear & autoclear::BITMAPS != 0
+        {
+            freed.push(Freed {
+                first: extension.directory_offset >> g.cluster_bits,
+                count: g.clusters(extension.directory_size),
+            });
+        }
+        {
+            let mut state = self.state();
+            state.freed.append(&mut freed);
+            state.unguarded = list.iter().any(|b| b.auto() && !b.in_use());
+        }
+        // What is freed is released after one round, and its refcounts are written by the next.
+        self.commit(port, true, true).await?;
+        self.commit(port, true, true).await
+    }
+}
+
+#[cfg(test)]
+#[path = "bitmap_test.rs"]
+mod tests;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::Image;
+use super::counts::Counts;
 use super::entry::{COPIED, Entry, OFFSET};
 use super::geometry::{refcount, set_refcount};
 use super::header::{autoclear, incompatible};
@@ -67,35 +68,6 @@ pub enum Repair {
     Leaks,
     /// Everything that can be.
     All,
-}
-
-/// Counts by cluster, in pages, so that a file with few references far apart takes little memory.
-#[derive(Default)]
-struct Counts(HashMap<u64, Box<[u32; PAGE as usize]>>);
-const PAGE: u64 = 1024;
-
-impl Counts {
-    fn add(&mut self, cluster: u64) {
-        let page = self
-            .0
-            .entry(cluster / PAGE)
-            .or_insert_with(|| Box::new([0; PAGE as usize]));
-        let n = &mut page[(cluster % PAGE) as usize];
-        *n = n.saturating_add(1);
-    }
-
-    fn get(&self, cluster: u64) -> u64 {
-        let page = self.0.get(&(cluster / PAGE));
-        page.map_or(0, |p| u64::from(p[(cluster % PAGE) as usize]))
-    }
-
-    fn last(&self) -> u64 {
-        let Some(page) = self.0.keys().max() else {
-            return 0;
-        };
-        let counts = &self.0[page];
-        page * PAGE + counts.iter().rposition(|n| *n != 0).unwrap_or(0) as u64
-    }
 }
 
 struct Checker<'a> {
@@ -336,12 +308,7 @@ impl<'a> Checker<'a> {
                     .await?;
             }
         }
-        let referred: u64 = self
-            .counts
-            .0
-            .values()
-            .map(|p| p.iter().filter(|n| **n > 0).count() as u64)
-            .sum();
+        let referred = self.counts.iter().count() as u64;
         if referred > seen {
             let missing = referred - seen;
             self.report.corruptions += missing - 1;
@@ -349,6 +316,13 @@ impl<'a> Checker<'a> {
                 .corrupt(|| format!("{missing} clusters are in use where there is no refblock"));
         }
         Ok(())
+    }
+
+    fn replace_l1(&self, l1: Vec<u64>) {
+        let mut state = self.image.state();
+        let sectors = l1.len().div_ceil(SECTOR_ENTRIES);
+        state.l1 = l1;
+        state.l1_dirty.extend(0..sectors);
     }
 
     /// The COPIED flags of the active tables say whether the refcount is exactly one.
@@ -405,11 +379,7 @@ impl<'a> Checker<'a> {
             }
         }
         if l1_changed {
-            let mut state = self.image.state();
-            let sectors = l1.len().div_ceil(SECTOR_ENTRIES);
-            state.l1 = l1;
-            state.l1_dirty.extend(0..sectors);
-            drop(state);
+            self.replace_l1(l1);
             self.image.commit(self.port, true, false).await?;
         }
         Ok(())
@@ -441,15 +411,8 @@ async fn write_refcounts(image: &Image, port: &Port, counts: &Counts) -> Result<
             .saturating_sub(old.get(&cluster).copied().unwrap_or(0))
     };
     // Which blocks are needed: those with counts, and those for the new structures themselves.
-    let mut regions: Vec<u64> = counts
-        .0
-        .iter()
-        .flat_map(|(page, p)| {
-            let used = p.iter().enumerate().filter(|(_, n)| **n > 0);
-            used.map(|(i, _)| (page * PAGE + i as u64) / per)
-                .collect::<Vec<_>>()
-        })
-        .collect();
+    let mut regions: Vec<u64> = counts.iter().map(|(cluster, _)| cluster / per).collect();
+    regions.dedup();
     let (mut blocks, mut table);
     loop {
         regions.sort_unstable();

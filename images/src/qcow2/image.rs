@@ -208,6 +208,7 @@ impl Image {
                 geometry.clusters(file.end())
             },
             packed_end: 0,
+            unguarded: header.autoclear & super::header::autoclear::BITMAPS != 0,
             freed: Vec::new(),
             limbo: VecDeque::new(),
             epoch: 0,

@@ -12,7 +12,7 @@ use crate::io::{Buffer, Port};
 impl Image {
     /// Makes the guest's disk `size` bytes long. `layers` is this image and what is below. What is
     /// new reads as zeroes, whatever is below; what is cut off is gone. A power cut leaves the old
-    /// size or the new one.
+    /// size, perhaps without what was to be cut off, or the new one.
     pub async fn resize(&self, port: &Port, size: u64, layers: &[Layer]) -> Result<()> {
         let g = self.geometry();
         if !size.is_multiple_of(512) {
@@ -31,6 +31,14 @@ impl Image {
                 "an image of version 2 with internal snapshots cannot change its size: delete them first",
             ));
         }
+        let trackers = self.bitmaps_rest(port).await?;
+        let changed = self.change_size(port, size, layers).await;
+        self.bitmaps_wake(port, trackers, false).await?;
+        changed
+    }
+
+    async fn change_size(&self, port: &Port, size: u64, layers: &[Layer]) -> Result<()> {
+        let g = self.geometry();
         let old = self.size();
         if size < old {
             // What is cut off must not come back when the disk grows again. Of a unit that is cut in

@@ -62,6 +62,8 @@ pub(super) enum Space {
     Header,
     /// The write-back.
     Commit,
+    /// The bitmap directory.
+    Bitmaps,
 }
 
 pub(super) struct State {
@@ -80,6 +82,8 @@ pub(super) struct State {
     pub untouched: u64,
     /// Where the last compressed data ends: the next goes behind it. 0 if there is none.
     pub packed_end: u64,
+    /// Bitmaps claim to track changes, and nobody does yet: see `tracking`.
+    pub unguarded: bool,
     pub freed: Vec<Freed>,
     pub limbo: VecDeque<Limbo>,
     pub epoch: u64,
@@ -211,6 +215,9 @@ impl State {
 
     /// Where `len` bytes from `offset` can be written in place, all of them; none otherwise.
     pub fn map_in_place(&mut self, offset: u64, len: u64) -> Option<u64> {
+        if self.unguarded {
+            return None;
+        }
         let g = self.geometry;
         let mut first = None;
         let mut at = offset;
@@ -281,6 +288,10 @@ impl State {
         set_refcount(slice, g.refcount_order, index, value);
         if value == 0 {
             self.hint = self.hint.min(cluster);
+            // Compressed data must not go on in a cluster that becomes something else.
+            if self.packed_end >> g.cluster_bits == cluster {
+                self.packed_end = 0;
+            }
         }
         Ok(())
     }

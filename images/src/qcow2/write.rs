@@ -39,6 +39,7 @@ impl Image {
         data: &Span,
         layers: &[Layer],
     ) -> Result<()> {
+        self.guard_bitmaps(port).await?;
         let _guard = self.guard();
         let mut done = 0;
         while done < data.len() {
@@ -61,6 +62,7 @@ impl Image {
         data: &Span,
         layers: &[Layer],
     ) -> Result<()> {
+        self.guard_bitmaps(port).await?;
         let _guard = self.guard();
         let coverage = self.geometry().slice_coverage();
         debug_assert!(offset / coverage == (offset + data.len() - 1) / coverage);
@@ -251,6 +253,7 @@ impl Image {
         layers: &[Layer],
     ) -> Result<()> {
         let g = self.geometry();
+        self.guard_bitmaps(port).await?;
         let _guard = self.guard();
         let end = offset + len;
         let mut at = offset;
@@ -326,12 +329,13 @@ impl Image {
 
     /// Writes one whole cluster compressed, where nothing was written before. False, and nothing
     /// done, if it does not become smaller. For `convert`.
-    pub(crate) async fn write_packed(
+    pub async fn write_packed(
         &self,
         port: &Port,
         offset: u64,
         packed: &[u8],
     ) -> Result<bool> {
+        self.guard_bitmaps(port).await?;
         let g = self.geometry();
         let bits = g.cluster_bits;
         let _lock = self
