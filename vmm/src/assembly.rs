@@ -13,7 +13,7 @@ use skerry_devices::memory::GuestRam;
 use skerry_devices::pci::{ConfigPorts, ECAM_BUS_SIZE, Ecam, PciRoot};
 use skerry_devices::stream::{Input, Output, OutputGuard};
 use skerry_devices::virtio::VirtioDevice;
-use skerry_devices::virtio::blk::{Blk, Disk, DiskOptions};
+use skerry_devices::virtio::blk::Blk;
 use skerry_devices::virtio::console::{Console, ConsoleIo};
 use skerry_devices::virtio::net::{Net, NetOffloads, Tap};
 use skerry_devices::virtio::rng::Rng;
@@ -26,6 +26,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
 use crate::board::Board;
+use crate::disks::Disks;
 use crate::interrupts::{Interrupts, Vectors};
 use crate::machine::{MachineError, Terminals, system};
 use crate::terminal::Terminal;
@@ -42,6 +43,8 @@ pub struct Assembly {
     pub events: Arc<AcpiEvents>,
     ram: GuestRam,
     next_bar: u64,
+    /// What is behind the block devices.
+    pub disks: Disks,
 }
 
 impl Assembly {
@@ -58,6 +61,7 @@ impl Assembly {
             events: Arc::new(AcpiEvents::new(event_line)),
             ram,
             next_bar: layout::PCI_WINDOW,
+            disks: Disks::default(),
         }
     }
 
@@ -133,15 +137,11 @@ impl Assembly {
     ) -> Result<(), MachineError> {
         for disk in &config.disks {
             let id = disk.id.as_deref().unwrap_or_default();
-            let options = DiskOptions {
-                readonly: disk.readonly,
-                direct: disk.direct,
-            };
             let serial = disk.serial.as_deref().unwrap_or(id);
-            let opened = Disk::open(&disk.path, &options)?;
+            let volume = self.disks.open(disk)?;
             self.add(
                 id,
-                Box::new(Blk::new(opened, serial, disk.num_queues, disk.queue_size)),
+                Box::new(Blk::new(volume, serial, disk.num_queues, disk.queue_size)),
             )?;
         }
         for net in &config.net {

@@ -8,6 +8,7 @@ pub mod arch;
 pub mod args;
 mod assembly;
 mod board;
+mod disks;
 pub mod interrupts;
 pub mod kernel;
 pub mod logger;

@@ -17,19 +17,19 @@ use skerry_devices::legacy::AcpiEvents;
 use skerry_devices::memory::GuestRam;
 use skerry_devices::pci::PciError;
 use skerry_devices::stream::{Input, OutputGuard};
-use skerry_devices::virtio::blk::DiskError;
 use skerry_devices::virtio::net::TapError;
 use skerry_devices::virtio::transport::VirtioPci;
 use skerry_devices::virtio::vsock::VsockError;
 use skerry_devices::worker::Worker;
 use skerry_vmm_api::VmConfig;
-use skerry_vmm_api::config::CpuAffinity;
+use skerry_vmm_api::config::{CpuAffinity, DiskConfig};
 use skerry_vmm_api::requests::{DeviceNode, VmCounters};
 use thiserror::Error;
 
 use crate::arch::{self, ArchError, layout};
 use crate::assembly::Assembly;
 use crate::board::Board;
+use crate::disks::{DiskError, DiskRequest, Disks};
 use crate::kernel::{Kernel, KernelError};
 use crate::memory::{self, MemoryError};
 use crate::sandbox::{Sandbox, ThreadKind};
@@ -119,6 +119,8 @@ pub struct Terminals {
 pub struct Machine {
     cpus: Vec<Vcpu>,
     queues: Queues,
+    /// Its images are closed when no queue runs any more, and before the worker ends.
+    disks: Disks,
     events: Arc<AcpiEvents>,
     _input: Option<Input>,
     _output: Option<OutputGuard>,
@@ -217,6 +219,7 @@ impl Machine {
         let machine = Machine {
             cpus,
             queues,
+            disks: assembly.disks,
             events: assembly.events,
             _input: input,
             _output: output,
@@ -253,6 +256,32 @@ impl Machine {
             function.resume(&self.worker.handle());
         }
         self.cpus.iter().for_each(Vcpu::resume);
+    }
+
+    /// Does or begins work on disks.
+    pub fn disk_request(
+        &mut self,
+        request: DiskRequest,
+    ) -> Result<Option<serde_json::Value>, DiskError> {
+        let worker = self.worker.handle();
+        let changed = |id: &str| {
+            let functions = self.queues.0.functions();
+            for (_, function) in functions.iter().filter(|(_, f)| f.name() == id) {
+                function.config_changed();
+            }
+        };
+        self.disks.serve(request, &worker, changed)
+    }
+
+    /// Says in the configuration which layers the disks have now.
+    pub fn note_layers(&self, disks: &mut [DiskConfig]) {
+        self.disks.note_layers(disks);
+    }
+
+    /// As [`note_layers`](Self::note_layers), when what is under way on disks has been ended.
+    pub fn settle_disks(&mut self, disks: &mut [DiskConfig]) {
+        self.disks.end_jobs();
+        self.disks.note_layers(disks);
     }
 
     /// Presses the power button.

@@ -13,6 +13,7 @@ use skerry_vmm_api::config::{DiskConfig, NetConfig};
 use skerry_vmm_api::requests::{VmInfo, VmState, VmmPingResponse};
 use thiserror::Error;
 
+use crate::disks::{DiskError, DiskRequest};
 use crate::machine::{Machine, MachineError, Terminals};
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::terminal::{Terminal, TerminalError};
@@ -38,6 +39,7 @@ pub enum Request {
     AddDisk(Box<DiskConfig>),
     AddNet(Box<NetConfig>),
     RemoveDevice(String),
+    Disk(DiskRequest),
 }
 
 /// Why a request was refused.
@@ -62,6 +64,8 @@ pub enum RequestError {
     NoDevice(String),
     #[error("the VM cannot boot")]
     Boot(#[from] BootError),
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 /// Why a boot failed.
@@ -264,6 +268,14 @@ impl Monitor {
             Request::RemoveDevice(id) => {
                 self.change("remove a device", |config| remove_device(config, &id))?
             }
+            Request::Disk(request) => {
+                self.machine("work on disks")?;
+                let machine = self.vm.as_mut().and_then(|vm| vm.machine.as_mut());
+                return match machine {
+                    Some(machine) => Ok(machine.disk_request(request)?),
+                    None => Ok(None),
+                };
+            }
         }
         Ok(None)
     }
@@ -413,6 +425,7 @@ impl Monitor {
     }
 
     fn stop(&mut self) {
+        self.note_layers();
         if let Some(vm) = &mut self.vm {
             vm.machine = None;
             vm.state = VmState::Shutdown;
@@ -425,7 +438,21 @@ impl Monitor {
         self.boot()
     }
 
+    /// Layers may have come and gone: the configuration says what the next boot opens.
+    fn note_layers(&mut self) {
+        if let Some(vm) = &mut self.vm
+            && let Some(machine) = &mut vm.machine
+        {
+            machine.settle_disks(&mut vm.config.disks);
+        }
+    }
+
     fn info(&mut self) -> Result<Value, RequestError> {
+        if let Some(vm) = &mut self.vm
+            && let Some(machine) = &vm.machine
+        {
+            machine.note_layers(&mut vm.config.disks);
+        }
         let vm = self.vm()?;
         let info = VmInfo {
             config: vm.config.clone(),

@@ -63,6 +63,14 @@ struct Shared {
 }
 
 impl Shared {
+    fn config_changed(&self) {
+        self.isr.fetch_or(2, Ordering::Relaxed);
+        let mut registers = self.registers.lock();
+        registers.config_generation = registers.config_generation.wrapping_add(1);
+        drop(registers);
+        self.fire(&self.config_vector);
+    }
+
     fn fire(&self, vector: &AtomicU16) {
         let vector: Option<Arc<MsixVector>> = self.msix.vector(vector.load(Ordering::Relaxed));
         if let Some(vector) = vector {
@@ -84,11 +92,7 @@ impl Notify for QueueNotify {
     }
 
     fn config_changed(&self) {
-        self.shared.isr.fetch_or(2, Ordering::Relaxed);
-        let mut registers = self.shared.registers.lock();
-        registers.config_generation = registers.config_generation.wrapping_add(1);
-        drop(registers);
-        self.shared.fire(&self.shared.config_vector);
+        self.shared.config_changed();
     }
 
     fn needs_reset(&self, why: &str) {
@@ -174,6 +178,13 @@ impl VirtioPci {
             device: Mutex::new(device),
             memory,
         })
+    }
+
+    /// The device's configuration changed: the driver is told to read it again.
+    pub fn config_changed(&self) {
+        let config = self.device.lock().config();
+        self.device_config.store(Arc::new(config));
+        self.shared.config_changed();
     }
 
     /// The device's name, for messages and counters.

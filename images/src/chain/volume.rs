@@ -41,6 +41,13 @@ pub enum Target<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hold(u8, u8);
 
+impl Hold {
+    /// The layer's index.
+    pub fn layer(self) -> usize {
+        self.0.into()
+    }
+}
+
 impl View {
     /// The same, with one more map that is told of writes.
     pub fn tracked(&self, map: Arc<DirtyMap>) -> View {

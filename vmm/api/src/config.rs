@@ -285,6 +285,53 @@ pub enum ImageType {
     #[default]
     #[serde(alias = "raw")]
     Raw,
+    /// QEMU's copy-on-write format.
+    #[serde(alias = "qcow2")]
+    Qcow2,
+}
+
+/// A layer below a disk's image: `qcow2:PATH`, `raw:PATH` or a path, which is qcow2; or an object.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum LayerConfig {
+    /// As text.
+    Text(String),
+    /// With all that it can have.
+    Full(FullLayerConfig),
+}
+
+/// A layer below a disk's image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FullLayerConfig {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its format.
+    pub image_type: ImageType,
+    /// The file with its data, if that is not in its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<PathBuf>,
+}
+
+impl LayerConfig {
+    /// The layer's file, format and data file.
+    pub fn full(&self) -> FullLayerConfig {
+        match self {
+            LayerConfig::Full(full) => full.clone(),
+            LayerConfig::Text(text) => {
+                let (image_type, path) = match text.split_once(':') {
+                    Some(("raw", path)) => (ImageType::Raw, path),
+                    Some(("qcow2", path)) => (ImageType::Qcow2, path),
+                    _ => (ImageType::Qcow2, text.as_str()),
+                };
+                FullLayerConfig {
+                    path: path.into(),
+                    image_type,
+                    data_file: None,
+                }
+            }
+        }
+    }
 }
 
 /// A block device.
@@ -301,8 +348,18 @@ pub struct DiskConfig {
     pub num_queues: u16,
     /// Descriptors a queue, a power of two.
     pub queue_size: u16,
-    /// The image's format.
-    pub image_type: ImageType,
+    /// The image's format. If absent: qcow2 for a disk with `backing` or `data_file`, else raw.
+    pub image_type: Option<ImageType>,
+    /// The layers below the image, the uppermost first. Only these are opened, whatever the images
+    /// say lies below them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub backing: Vec<LayerConfig>,
+    /// The file with the image's data, if that is not in its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<PathBuf>,
+    /// Memory for each layer's tables; 1M if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_size: Option<u64>,
     /// Its name in the API; `_diskN` if absent.
     pub id: Option<String>,
     /// What the guest reads as its serial number; the id if absent.
@@ -348,6 +405,19 @@ pub struct DiskConfig {
     pub disable_aio: Ignored,
 }
 
+impl DiskConfig {
+    /// The image's format: what was said, or what follows from the rest.
+    pub fn format(&self) -> ImageType {
+        self.image_type.unwrap_or_else(|| {
+            if self.backing.is_empty() && self.data_file.is_none() {
+                ImageType::Raw
+            } else {
+                ImageType::Qcow2
+            }
+        })
+    }
+}
+
 impl Default for DiskConfig {
     fn default() -> Self {
         DiskConfig {
@@ -356,7 +426,10 @@ impl Default for DiskConfig {
             direct: false,
             num_queues: 1,
             queue_size: 128,
-            image_type: ImageType::Raw,
+            image_type: None,
+            backing: Vec::new(),
+            data_file: None,
+            cache_size: None,
             id: None,
             serial: None,
             iommu: Inert,

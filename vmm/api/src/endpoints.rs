@@ -6,7 +6,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use crate::config::{DiskConfig, NetConfig, VmConfig};
-use crate::requests::{ErrorBody, VmCounters, VmInfo, VmRemoveDevice, VmmPingResponse};
+use crate::requests::{
+    DiskInfo, DiskJobInfo, DiskSnapshotInfo, ErrorBody, VmCounters, VmDiskBackup, VmDiskBitmap,
+    VmDiskCancel, VmDiskCommit, VmDiskSnapshot, VmDiskStream, VmInfo, VmRemoveDevice, VmResizeDisk,
+    VmmPingResponse,
+};
 
 /// Where the API's paths begin.
 pub const ROOT: &str = "/api/v1";
@@ -30,6 +34,17 @@ pub enum Operation {
     VmAddDisk,
     VmAddNet,
     VmRemoveDevice,
+    VmResizeDisk,
+    VmDisks,
+    VmDiskSnapshot,
+    VmDiskCommit,
+    VmDiskStream,
+    VmDiskBackup,
+    VmDiskJobs,
+    VmDiskCancel,
+    VmDiskBitmapAdd,
+    VmDiskBitmapClear,
+    VmDiskBitmapRemove,
     OpenApi,
 }
 
@@ -64,6 +79,8 @@ const BAD: (u16, &str) = (
 const NO_VM: (u16, &str) = (404, "No VM was created.");
 const STATE: (u16, &str) = (405, "The VM is not in a state that allows this.");
 const FAILED: (u16, &str) = (500, "The host refused.");
+const BUSY: (u16, &str) = (409, "Other work on the disk is under way.");
+const NO_DISK: (u16, &str) = (404, "No VM, or no such disk.");
 
 const fn put(
     operation: Operation,
@@ -103,6 +120,11 @@ const fn get(
 impl Endpoint {
     const fn takes(mut self, request: SchemaOf) -> Endpoint {
         self.request = Some(request);
+        self
+    }
+
+    const fn answers(mut self, answer: SchemaOf) -> Endpoint {
+        self.answer = Some(answer);
         self
     }
 }
@@ -206,6 +228,87 @@ pub const ENDPOINTS: &[Endpoint] = &[
         &[BAD, (404, "No VM, or no such device."), STATE],
     )
     .takes(schema::<VmRemoveDevice>),
+    put(
+        Operation::VmResizeDisk,
+        "/vm.resize-disk",
+        "Change a disk's size while the guest runs",
+        &[BAD, NO_DISK, STATE, BUSY, FAILED],
+    )
+    .takes(schema::<VmResizeDisk>),
+    get(
+        Operation::VmDisks,
+        "/vm.disks",
+        "The disks of the running VM, with their layers and bitmaps",
+        schema::<Vec<DiskInfo>>,
+        &[NO_VM, STATE],
+    ),
+    put(
+        Operation::VmDiskSnapshot,
+        "/vm.disk-snapshot",
+        "Put a new layer on top of a disk: what is below stays as it is",
+        &[BAD, NO_DISK, STATE, BUSY, FAILED],
+    )
+    .takes(schema::<VmDiskSnapshot>)
+    .answers(schema::<DiskSnapshotInfo>),
+    put(
+        Operation::VmDiskCommit,
+        "/vm.disk-commit",
+        "Begin to merge a disk's layer into the one below it",
+        &[BAD, NO_DISK, STATE, BUSY, FAILED],
+    )
+    .takes(schema::<VmDiskCommit>)
+    .answers(schema::<DiskJobInfo>),
+    put(
+        Operation::VmDiskStream,
+        "/vm.disk-stream",
+        "Begin to draw a disk's layers up into the top one",
+        &[BAD, NO_DISK, STATE, BUSY, FAILED],
+    )
+    .takes(schema::<VmDiskStream>)
+    .answers(schema::<DiskJobInfo>),
+    put(
+        Operation::VmDiskBackup,
+        "/vm.disk-backup",
+        "Begin to copy a disk as it is now, or what a bitmap says was written",
+        &[BAD, NO_DISK, STATE, BUSY, FAILED],
+    )
+    .takes(schema::<VmDiskBackup>)
+    .answers(schema::<DiskJobInfo>),
+    get(
+        Operation::VmDiskJobs,
+        "/vm.disk-jobs",
+        "Long work on disks, also what ended",
+        schema::<Vec<DiskJobInfo>>,
+        &[NO_VM, STATE],
+    ),
+    put(
+        Operation::VmDiskCancel,
+        "/vm.disk-cancel",
+        "End a disk's job early; the disk is as it was before",
+        &[BAD, (404, "No VM, or no such job."), STATE],
+    )
+    .takes(schema::<VmDiskCancel>),
+    put(
+        Operation::VmDiskBitmapAdd,
+        "/vm.disk-bitmap-add",
+        "Begin to note in a bitmap what is written to a disk",
+        &[BAD, NO_DISK, STATE, (409, "The name is taken."), FAILED],
+    )
+    .takes(schema::<VmDiskBitmap>),
+    put(
+        Operation::VmDiskBitmapClear,
+        "/vm.disk-bitmap-clear",
+        "Forget what a bitmap has noted",
+        &[BAD, (404, "No VM, disk or bitmap of that name."), STATE],
+    )
+    .takes(schema::<VmDiskBitmap>),
+    put(
+        Operation::VmDiskBitmapRemove,
+        "/vm.disk-bitmap-remove",
+        "Remove a bitmap",
+        &[BAD, (404, "No VM, disk or bitmap of that name."), STATE],
+    )
+    .takes(schema::<VmDiskBitmap>),
     get(
         Operation::OpenApi,
         "/openapi.json",

@@ -21,6 +21,7 @@ use skerry_vmm_api::requests::VmRemoveDevice;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
+use crate::disks::{DiskError, DiskRequest};
 use crate::monitor::{Answer, Event, Request, RequestError, chain};
 use crate::sandbox::{Sandbox, ThreadKind};
 
@@ -265,6 +266,17 @@ fn parse(operation: Operation, body: &[u8]) -> Result<Request, Refusal> {
         Operation::VmAddDisk => Request::AddDisk(from_json(body)?),
         Operation::VmAddNet => Request::AddNet(from_json(body)?),
         Operation::VmRemoveDevice => Request::RemoveDevice(from_json::<VmRemoveDevice>(body)?.id),
+        Operation::VmResizeDisk => Request::Disk(DiskRequest::Resize(from_json(body)?)),
+        Operation::VmDisks => Request::Disk(DiskRequest::List),
+        Operation::VmDiskSnapshot => Request::Disk(DiskRequest::Snapshot(from_json(body)?)),
+        Operation::VmDiskCommit => Request::Disk(DiskRequest::Commit(from_json(body)?)),
+        Operation::VmDiskStream => Request::Disk(DiskRequest::Stream(from_json(body)?)),
+        Operation::VmDiskBackup => Request::Disk(DiskRequest::Backup(from_json(body)?)),
+        Operation::VmDiskJobs => Request::Disk(DiskRequest::Jobs),
+        Operation::VmDiskCancel => Request::Disk(DiskRequest::Cancel(from_json(body)?)),
+        Operation::VmDiskBitmapAdd => Request::Disk(DiskRequest::BitmapAdd(from_json(body)?)),
+        Operation::VmDiskBitmapClear => Request::Disk(DiskRequest::BitmapClear(from_json(body)?)),
+        Operation::VmDiskBitmapRemove => Request::Disk(DiskRequest::BitmapRemove(from_json(body)?)),
     })
 }
 
@@ -295,5 +307,15 @@ fn status(error: &RequestError) -> StatusCode {
         RequestError::State { .. } => StatusCode::METHOD_NOT_ALLOWED,
         RequestError::Config(_) => StatusCode::BAD_REQUEST,
         RequestError::Boot(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        RequestError::Disk(e) => match e {
+            DiskError::NoDisk(_) | DiskError::NoJob(_) | DiskError::NoBitmap { .. } => {
+                StatusCode::NOT_FOUND
+            }
+            DiskError::Busy { .. } | DiskError::BitmapExists { .. } => StatusCode::CONFLICT,
+            DiskError::Invalid { .. } => StatusCode::BAD_REQUEST,
+            DiskError::Image(_) | DiskError::System { .. } | DiskError::Size { .. } => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        },
     }
 }

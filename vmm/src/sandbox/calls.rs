@@ -37,7 +37,7 @@ const COMMON: &[c_long] = &[
 /// Making doorbells and interrupts, and the machine's KVM calls while it runs.
 const VCPU: &[c_long] = &[SYS_eventfd2, SYS_fcntl];
 
-/// The ring, taps and sockets.
+/// The ring, taps and sockets; and what images need that the ring lacks.
 const WORKER: &[c_long] = &[
     SYS_accept4,
     SYS_connect,
@@ -45,9 +45,13 @@ const WORKER: &[c_long] = &[
     SYS_epoll_pwait,
     SYS_epoll_pwait2,
     SYS_epoll_wait,
+    SYS_fallocate,
     SYS_fcntl,
+    SYS_ftruncate,
+    SYS_getcwd,
     SYS_getsockopt,
     SYS_io_uring_enter,
+    SYS_pwrite64,
     SYS_readv,
     SYS_recvfrom,
     SYS_recvmsg,
@@ -83,9 +87,9 @@ const MONITOR: &[c_long] = &[
     SYS_epoll_create1,
     SYS_eventfd2,
     SYS_faccessat2,
-    SYS_fallocate,
+    SYS_fdatasync,
     SYS_fstat,
-    SYS_ftruncate,
+    SYS_fsync,
     SYS_getsockname,
     SYS_io_uring_register,
     SYS_io_uring_setup,
@@ -101,8 +105,11 @@ const MONITOR: &[c_long] = &[
     SYS_ppoll,
     SYS_prctl,
     SYS_pread64,
+    SYS_preadv,
     SYS_prlimit64,
+    SYS_pwritev,
     SYS_readlink,
+    SYS_rename,
     SYS_rt_sigaction,
     SYS_rt_sigtimedwait,
     SYS_sched_getaffinity,

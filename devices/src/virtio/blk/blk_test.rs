@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
+use skerry_images::chain::{Format, LayerSpec, Stack};
+use skerry_images::io::{FileOptions, Port, block_on};
+
 use super::*;
 use crate::memory::GuestRam;
 use crate::virtio::Notify;
@@ -50,17 +53,19 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(size: u64, options: &DiskOptions) -> Bench {
+    fn new(size: u64, options: &FileOptions) -> Bench {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(size).unwrap();
-        let disk = Disk::open(file.path(), options).unwrap();
+        let specs = [LayerSpec::new(Format::Raw, file.path())];
+        let port = Port::new();
+        let stack = block_on(&port, Stack::open(&port, &specs, options, 0)).unwrap();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         Bench {
             ram: GuestRam::new(memory),
             worker: Worker::start("blk-test", || Ok(())).unwrap(),
             kick: Arc::new(EventFd::new(0).unwrap()),
             driver: Arc::default(),
-            device: Blk::new(disk, "id", 1, 16),
+            device: Blk::new(Volume::new(stack), "id", 1, 16),
             avail: 0,
             file,
         }
@@ -124,7 +129,7 @@ const ALL: u64 = features::COMMON | 1 << F_FLUSH;
 #[test]
 fn a_write_reaches_the_file_and_a_read_returns_it() {
     for features in [ALL, features::COMMON] {
-        let mut bench = Bench::new(1 << 20, &DiskOptions::default());
+        let mut bench = Bench::new(1 << 20, &FileOptions::default());
         bench.start(STATE, features);
         bench
             .ram
@@ -154,7 +159,7 @@ fn a_write_reaches_the_file_and_a_read_returns_it() {
 
 #[test]
 fn a_disk_that_became_shorter_fails_the_request_and_not_the_device() {
-    let mut bench = Bench::new(1 << 20, &DiskOptions::default());
+    let mut bench = Bench::new(1 << 20, &FileOptions::default());
     bench.start(STATE, ALL);
     bench.file.as_file().set_len(0).unwrap();
     bench.offer(0, 0, 512, true);
@@ -167,7 +172,7 @@ fn a_disk_that_became_shorter_fails_the_request_and_not_the_device() {
 
 #[test]
 fn what_is_out_of_range_misaligned_or_unknown_is_refused() {
-    let mut bench = Bench::new(1 << 20, &DiskOptions::default());
+    let mut bench = Bench::new(1 << 20, &FileOptions::default());
     bench.start(STATE, ALL);
     for (i, (kind, sector, len, status)) in [
         (0, 2048, 512, 1),
@@ -192,9 +197,9 @@ fn what_is_out_of_range_misaligned_or_unknown_is_refused() {
 fn a_readonly_disk_refuses_writes() {
     let mut bench = Bench::new(
         1 << 20,
-        &DiskOptions {
+        &FileOptions {
             readonly: true,
-            direct: false,
+            ..FileOptions::default()
         },
     );
     assert!(features::has(bench.device.features(), F_RO));
@@ -205,7 +210,7 @@ fn a_readonly_disk_refuses_writes() {
 
 #[test]
 fn a_chain_without_room_for_its_status_breaks_the_device() {
-    let mut bench = Bench::new(1 << 20, &DiskOptions::default());
+    let mut bench = Bench::new(1 << 20, &FileOptions::default());
     bench.start(STATE, ALL);
     bench
         .ram
@@ -238,7 +243,7 @@ fn a_chain_without_room_for_its_status_breaks_the_device() {
 
 #[test]
 fn a_thousand_starts_and_stops_lose_and_double_nothing() {
-    let mut bench = Bench::new(1 << 20, &DiskOptions::default());
+    let mut bench = Bench::new(1 << 20, &FileOptions::default());
     let mut state = STATE;
     for round in 0..1000u16 {
         bench.start(state, ALL);
@@ -254,15 +259,4 @@ fn a_thousand_starts_and_stops_lose_and_double_nothing() {
         state = bench.device.stop_queue(0).unwrap();
         assert_eq!(state.next_used, round.wrapping_add(1));
     }
-}
-
-#[test]
-fn a_second_opener_is_refused_until_the_first_is_gone() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    file.as_file().set_len(1 << 20).unwrap();
-    let first = Disk::open(file.path(), &DiskOptions::default()).unwrap();
-    let second = Disk::open(file.path(), &DiskOptions::default());
-    assert!(matches!(second, Err(DiskError::Locked { .. })));
-    drop(first);
-    Disk::open(file.path(), &DiskOptions::default()).unwrap();
 }

@@ -1,7 +1,9 @@
-//! virtio-blk (virtio 1.3 §5.2) on raw disks.
+//! virtio-blk (virtio 1.3 §5.2) on a volume of image layers.
 
-mod disk;
+mod job;
 mod request;
+mod ring;
+mod slot;
 mod source;
 
 use std::sync::Arc;
@@ -11,8 +13,12 @@ use super::queue::QueueState;
 use super::running::Running;
 use super::served::Served;
 use super::{QueueIndex, QueueStart, StartError, VirtioDevice};
-pub use disk::{Disk, DiskError, DiskOptions, SECTOR};
+pub use job::run_on;
+use skerry_images::chain::Volume;
 use source::{BlkCounters, BlkQueue};
+
+/// A sector, the unit of everything in virtio-blk, whatever the block size (virtio 1.3 §5.2).
+pub const SECTOR: u64 = 512;
 
 const F_SEG_MAX: u32 = 2;
 const F_RO: u32 = 5;
@@ -33,24 +39,24 @@ const ID_LEN: usize = 20;
 
 /// A block device.
 pub struct Blk {
-    disk: Arc<Disk>,
+    volume: Arc<Volume>,
     id: [u8; ID_LEN],
     queue_sizes: Vec<u16>,
-    config: [u8; 60],
+    queue_size: u16,
     running: Vec<Option<Running<Served<BlkQueue>>>>,
     counters: Vec<Arc<BlkCounters>>,
 }
 
 impl Blk {
-    /// A device on `disk` with `queues` queues of `queue_size` descriptors. `serial` is what the
+    /// A device on `volume` with `queues` queues of `queue_size` descriptors. `serial` is what the
     /// guest reads as its identity, cut to 20 bytes.
-    pub fn new(disk: Disk, serial: &str, queues: u16, queue_size: u16) -> Blk {
+    pub fn new(volume: Arc<Volume>, serial: &str, queues: u16, queue_size: u16) -> Blk {
         let mut id = [0; ID_LEN];
         let n = serial.len().min(ID_LEN);
         id[..n].copy_from_slice(&serial.as_bytes()[..n]);
         Blk {
-            config: config(&disk, queues, queue_size),
-            disk: Arc::new(disk),
+            volume,
+            queue_size,
             id,
             queue_sizes: vec![queue_size; queues.into()],
             running: (0..queues).map(|_| None).collect(),
@@ -60,17 +66,17 @@ impl Blk {
 }
 
 /// struct virtio_blk_config (virtio 1.3 §5.2.4).
-fn config(disk: &Disk, queues: u16, queue_size: u16) -> [u8; 60] {
+fn config(volume: &Volume, queues: u16, queue_size: u16) -> [u8; 60] {
     let mut config = [0; 60];
     let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
-    let block_sectors = disk.block_size / SECTOR as u32;
-    put(0, &(disk.size / SECTOR).to_le_bytes());
+    let block_sectors = volume.block_size() / SECTOR as u32;
+    put(0, &(volume.size() / SECTOR).to_le_bytes());
     // A request also carries its header and its status.
     put(
         12,
         &u32::from(queue_size.saturating_sub(2).max(1)).to_le_bytes(),
     );
-    put(20, &disk.block_size.to_le_bytes());
+    put(20, &volume.block_size().to_le_bytes());
     put(34, &queues.to_le_bytes());
     put(36, &MAX_SEGMENT_SECTORS.to_le_bytes());
     put(40, &MAX_SEGMENTS.to_le_bytes());
@@ -96,7 +102,7 @@ impl VirtioDevice for Blk {
         if self.queue_sizes.len() > 1 {
             bits |= 1 << F_MQ;
         }
-        if self.disk.readonly {
+        if self.volume.readonly() {
             bits |= 1 << F_RO;
         } else {
             bits |= 1 << F_DISCARD | 1 << F_WRITE_ZEROES;
@@ -105,22 +111,26 @@ impl VirtioDevice for Blk {
     }
 
     fn config(&self) -> Vec<u8> {
-        self.config.to_vec()
+        let queues = self.queue_sizes.len() as u16;
+        config(&self.volume, queues, self.queue_size).to_vec()
     }
 
     fn start_queue(&mut self, index: QueueIndex, start: QueueStart) -> Result<(), StartError> {
         let Some(place @ None) = self.running.get_mut(usize::from(index)) else {
             return Err(StartError::Index(index));
         };
-        let (disk, id, counters) = (
-            self.disk.clone(),
+        let (volume, id, counters) = (
+            self.volume.clone(),
             self.id,
             self.counters[usize::from(index)].clone(),
         );
         let write_through = !features::has(start.features, F_FLUSH);
-        *place = Some(Served::start(start, |_| {
-            BlkQueue::new(disk, id, write_through, counters)
-        })?);
+        let task = BlkQueue::new(volume, id, write_through, counters);
+        let task = task.map_err(|source| StartError::Host {
+            what: "cannot make an eventfd",
+            source,
+        })?;
+        *place = Some(Served::start(start, |_| task)?);
         Ok(())
     }
 

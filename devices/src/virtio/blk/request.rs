@@ -1,7 +1,6 @@
 //! What a driver asks of a disk (virtio 1.3 §5.2.6).
 
-use super::disk::{Disk, SECTOR};
-use super::{ID_LEN, MAX_SEGMENT_SECTORS, MAX_SEGMENTS};
+use super::{ID_LEN, MAX_SEGMENT_SECTORS, MAX_SEGMENTS, SECTOR};
 use crate::virtio::chain::Chain;
 
 /// The byte that ends a request.
@@ -11,6 +10,17 @@ pub(super) enum Status {
     Ok = 0,
     IoErr = 1,
     Unsupported = 2,
+}
+
+/// What requests are checked against.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Bytes of the disk.
+    pub size: u64,
+    /// Writes are refused.
+    pub readonly: bool,
+    /// What offsets and lengths are multiples of.
+    pub block_size: u32,
 }
 
 /// A byte range of the disk.
@@ -50,7 +60,7 @@ const WRITE_ZEROES: u32 = 13;
 /// Reads the header, leaving only data in `chain`, and the extents of a discard or write-zeroes.
 pub(super) fn parse(
     chain: &mut Chain,
-    disk: &Disk,
+    disk: &Limits,
     extents: &mut Vec<Extent>,
 ) -> Result<Request, Status> {
     let mut header = [0; 16];
@@ -83,7 +93,7 @@ pub(super) fn parse(
 }
 
 /// Where on the disk `len` bytes from `sector` are, in bytes.
-fn extent(disk: &Disk, sector: u64, len: u64) -> Result<(u64, u64), Status> {
+fn extent(disk: &Limits, sector: u64, len: u64) -> Result<(u64, u64), Status> {
     let offset = sector.checked_mul(SECTOR).ok_or(Status::IoErr)?;
     let end = offset.checked_add(len).ok_or(Status::IoErr)?;
     let block = u64::from(disk.block_size);
@@ -96,7 +106,7 @@ fn extent(disk: &Disk, sector: u64, len: u64) -> Result<(u64, u64), Status> {
 /// struct virtio_blk_discard_write_zeroes, one after the other.
 fn read_extents(
     chain: &mut Chain,
-    disk: &Disk,
+    disk: &Limits,
     zeroes: bool,
     extents: &mut Vec<Extent>,
 ) -> Result<(), Status> {

@@ -1,25 +1,29 @@
 //! A virtio-blk queue on a worker: requests become io_uring operations, several at a time.
+//!
+//! Where a request's bytes are is looked up at once if it can be, and the kernel transfers them from
+//! or to the guest's own memory. What takes more (a table that is not in memory, a cluster to
+//! allocate, another layer to copy from) becomes a task.
 
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use io_uring::{opcode, squeue, types};
-use libc::iovec;
+use skerry_images::Result as ImageResult;
+use skerry_images::chain::{Layer, Target, View, Volume};
+use skerry_images::io::Span;
 
-use super::disk::Disk;
-use super::request::{Extent, Request, Status, parse};
-use super::{ID_LEN, MAX_SEGMENTS};
+use super::ID_LEN;
+use super::request::{Extent, Limits, Request, Status, parse};
+use super::ring::{RingTasks, Task};
+use super::slot::{MAX_BOUNCE, Slot};
 use crate::virtio::Counter;
-use crate::virtio::chain::{Chain, StatusByte};
 use crate::virtio::queue::{Queue, QueueError};
 use crate::virtio::served::{Serve, Side};
 use crate::worker::Io;
 
-/// Bounce buffers of one queue together are at most this long. Requests wait for room; one that is
-/// longer by itself fails.
-const MAX_BOUNCE: u64 = 32 << 20;
 /// Failures of one queue that are logged: the guest decides how many there are.
 const LOGGED: u32 = 3;
+/// The task that waits for the volume's gate; requests' tasks have their slot's number.
+const GATE: u32 = u32::MAX;
 
 /// What one queue counted.
 #[derive(Default)]
@@ -35,36 +39,21 @@ pub(super) struct BlkCounters {
 struct Zeroes([u8; 64 << 10]);
 static ZEROES: Zeroes = Zeroes([0; 64 << 10]);
 
-/// A request's place while it is in flight; its index is its tag.
-struct Slot {
-    chain: Chain,
-    status: Option<StatusByte>,
-    request: Request,
-    /// Bytes transferred so far.
-    done: u64,
-    /// What is left for the kernel to do: the chain's buffers, or the bounce buffer.
-    iov: Vec<iovec>,
-    first: usize,
-    bounce: Option<Bounce>,
-    bounced: u64,
-    extents: Vec<Extent>,
-    next_extent: usize,
-    /// The current extent is zeroed by writing.
-    by_writing: bool,
-}
-
-// SAFETY: the iovecs point into guest RAM, kept mapped by `chain`, or into `bounce`.
-unsafe impl Send for Slot {}
-
 pub(super) struct BlkQueue {
-    disk: Arc<Disk>,
+    volume: Arc<Volume>,
+    /// The layers of requests under way: these never change while there are any.
+    view: Arc<View>,
+    generation: u64,
     id: [u8; ID_LEN],
     write_through: bool,
     counters: Arc<BlkCounters>,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    /// A place or memory for a bounce buffer was lacking: the next completion looks again.
+    tasks: RingTasks<ImageResult<()>>,
+    /// A place or memory for a bounce buffer was lacking, or the gate is closed: look again later.
     starved: bool,
+    /// A task waits for the gate.
+    waits: bool,
     /// Bytes of bounce buffers in flight.
     bounced: u64,
     /// Failures that were logged.
@@ -73,22 +62,27 @@ pub(super) struct BlkQueue {
 
 impl BlkQueue {
     pub fn new(
-        disk: Arc<Disk>,
+        volume: Arc<Volume>,
         id: [u8; ID_LEN],
         write_through: bool,
         counters: Arc<BlkCounters>,
-    ) -> Self {
-        BlkQueue {
-            disk,
+    ) -> std::io::Result<Self> {
+        Ok(BlkQueue {
+            view: volume.view(),
+            // Not that of any view: the first request looks.
+            generation: u64::MAX,
+            volume,
             id,
             write_through,
             counters,
             slots: Vec::new(),
             free: Vec::new(),
+            tasks: RingTasks::new()?,
             starved: false,
+            waits: false,
             bounced: 0,
             failures: 0,
-        }
+        })
     }
 
     /// Takes a place for a request. Places are made when first needed, so that a queue that is
@@ -98,91 +92,194 @@ impl BlkQueue {
             return Some(tag);
         }
         (self.slots.len() < queue.size().into()).then(|| {
-            self.slots.push(Slot {
-                chain: queue.chain(),
-                status: None,
-                request: Request::Flush,
-                done: 0,
-                iov: Vec::new(),
-                first: 0,
-                bounce: None,
-                bounced: 0,
-                extents: Vec::with_capacity(MAX_SEGMENTS as usize),
-                next_extent: 0,
-                by_writing: false,
-            });
+            self.slots.push(Slot::new(queue));
             self.slots.len() as u32 - 1
         })
+    }
+
+    /// Begins a request on the volume, or waits for its gate.
+    fn enter(&mut self) -> bool {
+        if self.volume.begin() {
+            self.volume.refresh(&mut self.view, &mut self.generation);
+            return true;
+        }
+        self.starved = true;
+        if !std::mem::replace(&mut self.waits, true) {
+            let volume = self.volume.clone();
+            let wait = async move {
+                volume.opened().await;
+                Ok(())
+            };
+            self.tasks.spawn(GATE, Box::pin(wait));
+        }
+        false
     }
 
     fn begin(&mut self, queue: &mut Queue, io: &mut Io<'_>, tag: u32) -> Result<(), QueueError> {
         let slot = &mut self.slots[tag as usize];
         slot.status = slot.chain.take_back();
         if slot.status.is_none() {
+            self.volume.end();
             return Err(QueueError::NoStatus);
         }
-        match parse(&mut slot.chain, &self.disk, &mut slot.extents) {
+        slot.done = 0;
+        slot.first = 0;
+        slot.next_extent = 0;
+        slot.by_writing = false;
+        slot.zeroes_behind = false;
+        slot.iov.clear();
+        slot.extents.clear();
+        let limits = Limits {
+            size: self.volume.size(),
+            readonly: self.volume.readonly(),
+            block_size: self.volume.block_size(),
+        };
+        match parse(&mut slot.chain, &limits, &mut slot.extents) {
             Ok(request) => {
                 slot.request = request;
-                slot.done = 0;
-                slot.first = 0;
-                slot.next_extent = 0;
-                slot.by_writing = false;
-                match request {
-                    Request::Read { len, .. } | Request::Write { len, .. } => {
-                        let room = MAX_BOUNCE - self.bounced;
-                        match slot.aim(&self.disk, len, room) {
-                            Ok(bounced) => self.bounced += bounced,
-                            Err(Some(status)) => {
-                                self.finish(queue, tag, status);
-                                return Ok(());
-                            }
-                            Err(None) => {
-                                // Nothing was popped after it, so it goes back as it was.
-                                queue.undo_pop();
-                                self.free.push(tag);
-                                self.starved = true;
-                                return Ok(());
-                            }
-                        }
-                    }
-                    Request::Id => {
-                        slot.chain.write(0, &self.id);
-                        slot.done = ID_LEN as u64;
-                        self.finish(queue, tag, Status::Ok);
-                        return Ok(());
-                    }
-                    _ => {}
-                }
-                self.go_on(queue, io, tag);
+                self.route(queue, io, tag);
             }
-            Err(status) => self.finish(queue, tag, status),
+            Err(status) => {
+                slot.request = Request::Flush;
+                self.finish(queue, tag, status);
+            }
         }
         Ok(())
     }
 
-    /// Submits the next operation of a request, or ends it.
+    /// Finds the request's way: to a file, to nothing, or to a task.
+    fn route(&mut self, queue: &mut Queue, io: &mut Io<'_>, tag: u32) {
+        let slot = &mut self.slots[tag as usize];
+        let (target, len) = match slot.request {
+            Request::Id => {
+                slot.chain.write(0, &self.id);
+                slot.done = ID_LEN as u64;
+                return self.finish(queue, tag, Status::Ok);
+            }
+            Request::Read { offset, len } => (self.view.read(offset, len), len),
+            Request::Write { offset, len } => (self.view.write(offset, len), len),
+            Request::Flush => {
+                return match self.view.flush() {
+                    Some(file) => {
+                        slot.fd = file.raw_fd(false);
+                        self.go_on(queue, io, tag);
+                    }
+                    None => self.start_task(tag),
+                };
+            }
+            Request::Discard | Request::WriteZeroes => {
+                return match self.view.stack.top() {
+                    Layer::Raw(raw) if self.view.backup.is_none() => {
+                        slot.fd = raw.file().raw_fd(false);
+                        self.go_on(queue, io, tag);
+                    }
+                    _ => self.start_task(tag),
+                };
+            }
+        };
+        match target {
+            Target::File(file, host, hold) => {
+                slot.fd = file.raw_fd(file.is_direct());
+                slot.host = host;
+                slot.hold = Some(hold);
+                slot.zeroes_behind =
+                    !matches!(self.view.stack.layers()[hold.layer()], Layer::Raw(_));
+                let room = MAX_BOUNCE - self.bounced;
+                let block = self.volume.block_size();
+                match slot.aim(file.memory_align(), block, len, room) {
+                    Ok(bounced) => {
+                        self.bounced += bounced;
+                        self.go_on(queue, io, tag);
+                    }
+                    Err(Some(status)) => self.finish(queue, tag, status),
+                    Err(None) => {
+                        // Nothing was popped after it, so it goes back as it was.
+                        self.let_go(tag);
+                        self.volume.end();
+                        queue.undo_pop();
+                        self.free.push(tag);
+                        self.starved = true;
+                    }
+                }
+            }
+            Target::Zeroes => {
+                slot.iov.clear();
+                slot.iov.extend_from_slice(slot.chain.writable());
+                slot.zero_rest();
+                slot.done = len;
+                self.finish(queue, tag, Status::Ok);
+            }
+            Target::Unknown => self.start_task(tag),
+        }
+    }
+
+    /// The layer that led a request to a file hears that it ended.
+    fn let_go(&mut self, tag: u32) {
+        if let Some(hold) = self.slots[tag as usize].hold.take() {
+            self.view.done(hold);
+        }
+    }
+
+    /// Makes a task of the request.
+    fn start_task(&mut self, tag: u32) {
+        let slot = &self.slots[tag as usize];
+        let (view, port) = (self.view.clone(), self.tasks.port().clone());
+        // SAFETY: the buffers lie in guest RAM, which the slot's chain keeps mapped. The slot is kept
+        // until the task has ended, and tasks await all operations that they began.
+        let span = unsafe { Span::from_raw(slot.buffers()) };
+        let through = self.write_through;
+        let task: Task<_> = match slot.request {
+            Request::Read { offset, .. } => {
+                Box::pin(async move { view.read_slowly(&port, offset, &span).await })
+            }
+            Request::Write { offset, .. } => Box::pin(async move {
+                view.write_slowly(&port, offset, &span).await?;
+                if through {
+                    view.stack.flush(&port).await
+                } else {
+                    Ok(())
+                }
+            }),
+            Request::Flush | Request::Id => Box::pin(async move { view.stack.flush(&port).await }),
+            kind @ (Request::Discard | Request::WriteZeroes) => {
+                let extents: Vec<Extent> = slot.extents.clone();
+                Box::pin(async move {
+                    for e in extents {
+                        if kind == Request::Discard {
+                            view.discard(&port, e.offset, e.len).await?;
+                        } else {
+                            view.zero(&port, e.offset, e.len, e.unmap).await?;
+                        }
+                    }
+                    if through {
+                        view.stack.flush(&port).await
+                    } else {
+                        Ok(())
+                    }
+                })
+            }
+        };
+        self.tasks.spawn(tag, task);
+    }
+
+    /// Submits the next operation of a request that was led to a file, or ends it.
     fn go_on(&mut self, queue: &mut Queue, io: &mut Io<'_>, tag: u32) {
-        let fd = types::Fd(self.disk.file.as_raw_fd());
         let write_flags = if self.write_through {
             libc::RWF_DSYNC
         } else {
             0
         };
         let slot = &mut self.slots[tag as usize];
+        let fd = types::Fd(slot.fd);
         let rest = &slot.iov[slot.first.min(slot.iov.len())..];
         let entry: squeue::Entry = match slot.request {
-            Request::Read { offset, .. } => {
-                opcode::Readv::new(fd, rest.as_ptr(), rest.len() as u32)
-                    .offset(offset + slot.done)
-                    .build()
-            }
-            Request::Write { offset, .. } => {
-                opcode::Writev::new(fd, rest.as_ptr(), rest.len() as u32)
-                    .offset(offset + slot.done)
-                    .rw_flags(write_flags)
-                    .build()
-            }
+            Request::Read { .. } => opcode::Readv::new(fd, rest.as_ptr(), rest.len() as u32)
+                .offset(slot.host + slot.done)
+                .build(),
+            Request::Write { .. } => opcode::Writev::new(fd, rest.as_ptr(), rest.len() as u32)
+                .offset(slot.host + slot.done)
+                .rw_flags(write_flags)
+                .build(),
             Request::Flush => opcode::Fsync::new(fd)
                 .flags(types::FsyncFlags::DATASYNC)
                 .build(),
@@ -219,7 +316,7 @@ impl BlkQueue {
         // SAFETY: the iovecs are on the heap, in a vector that does not change until completion
         // (also when its slot moves because slots are added); they point into guest RAM, kept
         // mapped by the slot's chain, or into the slot's bounce buffer, which is on the heap too;
-        // ZEROES is static. The file is held by `disk`.
+        // ZEROES is static. The file is held by `view`, which stays while a request is under way.
         unsafe { io.submit(tag, entry) };
     }
 
@@ -234,13 +331,17 @@ impl BlkQueue {
                 }
                 self.finish(queue, tag, Status::Ok);
             }
+            (Request::Read { len, .. }, 0) if slot.zeroes_behind => {
+                slot.zero_rest();
+                slot.done = len;
+                self.finish(queue, tag, Status::Ok);
+            }
             (Request::Flush, 0) => self.finish(queue, tag, Status::Ok),
             (Request::Discard | Request::WriteZeroes, n) if n >= 0 => {
                 let extent = &mut slot.extents[slot.next_extent];
-                let n = if slot.by_writing {
-                    n as u64
-                } else {
-                    extent.len
+                let (at, n) = match slot.by_writing {
+                    true => (extent.offset, n as u64),
+                    false => (extent.offset, extent.len),
                 };
                 extent.offset += n;
                 extent.len -= n;
@@ -250,6 +351,7 @@ impl BlkQueue {
                 } else if n == 0 {
                     return self.finish(queue, tag, Status::IoErr);
                 }
+                self.view.written(at, n);
                 self.go_on(queue, io, tag);
             }
             (Request::WriteZeroes, e) if e == -libc::EOPNOTSUPP && !slot.by_writing => {
@@ -261,17 +363,46 @@ impl BlkQueue {
             }
             (_, e) => {
                 // 0 is a disk that became shorter underneath us.
-                self.failures = self.failures.saturating_add(1);
-                if self.failures <= LOGGED {
-                    let e = std::io::Error::from_raw_os_error(-e);
-                    log::warn!("disk I/O failed (logged {LOGGED} times at most): {e}");
-                }
+                let e = std::io::Error::from_raw_os_error(-e);
+                self.failed(&e.to_string());
                 self.finish(queue, tag, Status::IoErr);
             }
         }
     }
 
+    fn failed(&mut self, why: &str) {
+        self.failures = self.failures.saturating_add(1);
+        if self.failures <= LOGGED {
+            log::warn!("disk I/O failed (logged {LOGGED} times at most): {why}");
+        }
+    }
+
+    /// A request's task ended.
+    fn task_ended(&mut self, queue: &mut Queue, tag: u32, result: ImageResult<()>) {
+        let slot = &mut self.slots[tag as usize];
+        match result {
+            Ok(()) => {
+                match slot.request {
+                    Request::Read { len, .. } | Request::Write { len, .. } => slot.done = len,
+                    _ => {
+                        for e in &slot.extents {
+                            self.view.written(e.offset, e.len);
+                        }
+                    }
+                }
+                self.finish(queue, tag, Status::Ok);
+            }
+            Err(e) => {
+                let why = std::error::Error::source(&e).map(|s| format!("{e}: {s}"));
+                self.failed(&why.unwrap_or_else(|| e.to_string()));
+                self.finish(queue, tag, Status::IoErr);
+            }
+        }
+    }
+
+    /// Answers a request and lets go of everything that it held.
     fn finish(&mut self, queue: &mut Queue, tag: u32, status: Status) {
+        self.let_go(tag);
         let slot = &mut self.slots[tag as usize];
         let (counters, done) = (&self.counters, slot.done);
         let mut written = 0;
@@ -284,9 +415,13 @@ impl BlkQueue {
                 }
                 written = done as u32;
             }
-            Request::Write { .. } if status == Status::Ok => {
-                counters.write_ops.add(1);
-                counters.write_bytes.add(done);
+            Request::Write { offset, len } => {
+                // Also a write that failed may have changed something.
+                self.view.written(offset, len);
+                if status == Status::Ok {
+                    counters.write_ops.add(1);
+                    counters.write_bytes.add(done);
+                }
             }
             Request::Id if status == Status::Ok => written = ID_LEN as u32,
             _ => {}
@@ -299,86 +434,25 @@ impl BlkQueue {
         }
         queue.push(slot.chain.head, written.saturating_add(1));
         self.free.push(tag);
-    }
-}
-
-impl Slot {
-    /// Points `iov` at the memory that the kernel transfers: the guest's own, or a bounce buffer
-    /// where O_DIRECT would refuse that. How long the latter is; an error if it can never be made,
-    /// or (None) if there is no room for it now.
-    fn aim(&mut self, disk: &Disk, len: u64, room: u64) -> Result<u64, Option<Status>> {
-        let reads = matches!(self.request, Request::Read { .. });
-        let buffers = if reads {
-            self.chain.writable()
-        } else {
-            self.chain.readable()
-        };
-        let align = disk.memory_align as usize;
-        let aligned = align == 1
-            || buffers.iter().all(|b| {
-                (b.iov_base as usize).is_multiple_of(align)
-                    && b.iov_len.is_multiple_of(disk.block_size as usize)
-            });
-        self.iov.clear();
-        if aligned {
-            self.iov.extend_from_slice(buffers);
-            return Ok(0);
-        }
-        if len > MAX_BOUNCE {
-            return Err(Some(Status::IoErr));
-        }
-        if len > room {
-            return Err(None);
-        }
-        let mut bounce = Bounce::new(len as usize);
-        if !reads {
-            self.chain.peek(bounce.bytes_mut());
-        }
-        self.iov.push(iovec {
-            iov_base: bounce.bytes_mut().as_mut_ptr().cast(),
-            iov_len: len as usize,
-        });
-        self.bounce = Some(bounce);
-        self.bounced = len;
-        Ok(len)
+        self.volume.end();
     }
 
-    /// Skips `n` bytes that the kernel has transferred.
-    fn advance(&mut self, mut n: u64) {
-        self.done += n;
-        while n > 0 && self.first < self.iov.len() {
-            let part = &mut self.iov[self.first];
-            let step = n.min(part.iov_len as u64) as usize;
-            part.iov_base = part.iov_base.cast::<u8>().wrapping_add(step).cast();
-            part.iov_len -= step;
-            n -= step as u64;
-            if part.iov_len == 0 {
-                self.first += 1;
+    /// Runs tasks, and answers those that ended. True if the queue is to be looked at again.
+    fn run_tasks(&mut self, side: &mut Side, io: &mut Io<'_>) -> bool {
+        let mut again = false;
+        self.tasks.run(io);
+        while let Some((tag, result)) = self.tasks.ended() {
+            if tag == GATE {
+                self.waits = false;
+                again = true;
+            } else {
+                self.task_ended(&mut side.queue, tag, result);
             }
         }
-    }
-}
-
-/// Memory aligned to a page, for O_DIRECT.
-struct Bounce(Vec<Page>, usize);
-
-#[derive(Clone, Copy)]
-#[repr(align(4096))]
-struct Page(#[expect(dead_code, reason = "read and written as raw bytes")] [u8; 4096]);
-
-impl Bounce {
-    fn new(len: usize) -> Self {
-        Bounce(vec![Page([0; 4096]); len.div_ceil(4096)], len)
-    }
-
-    fn bytes(&self) -> &[u8] {
-        // SAFETY: `Page` is 4096 plain bytes without padding, and there are at least `len`.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.1) }
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`, and the borrow is unique.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.1) }
+        if side.stopping() {
+            self.tasks.stop(io);
+        }
+        again || self.starved && !self.waits
     }
 }
 
@@ -400,25 +474,42 @@ impl Serve for BlkQueue {
                 break;
             }
             budget -= 1;
+            if !self.enter() {
+                self.free.push(tag);
+                break;
+            }
             match side.queue.pop(&mut self.slots[tag as usize].chain) {
                 Ok(true) => self.begin(&mut side.queue, io, tag)?,
                 Ok(false) => {
+                    self.volume.end();
                     self.free.push(tag);
                     if !side.queue.enable_notification()? {
                         break;
                     }
                 }
                 Err(e) => {
+                    self.volume.end();
                     self.free.push(tag);
                     return Err(e);
                 }
             }
         }
+        // Tasks that end at once leave room; whoever waits for that has another turn.
+        if self.run_tasks(side, io) {
+            side.yield_turn();
+        }
         Ok(())
     }
 
     fn complete(&mut self, side: &mut Side, io: &mut Io<'_>, tag: u32, result: i32) -> bool {
+        if self.tasks.complete(tag, result) {
+            return self.run_tasks(side, io);
+        }
         self.completed(&mut side.queue, io, tag, result);
-        self.starved
+        self.starved && !self.waits
+    }
+
+    fn stop(&mut self, _side: &mut Side, io: &mut Io<'_>) {
+        self.tasks.stop(io);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{PIECE, Progress};
-use crate::chain::{DirtyMap, Layer, Stack, View, Volume};
+use crate::chain::{DirtyMap, Layer, Stack, Volume};
 use crate::io::{Buffer, Port};
 use crate::qcow2::Place;
 use crate::{Error, Result};

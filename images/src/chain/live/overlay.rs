@@ -1,7 +1,7 @@
 //! A new layer on top: from then on, what is below stays as it is.
 
 use crate::Result;
-use crate::chain::{Layer, Stack, View, Volume};
+use crate::chain::{Layer, Stack, Volume};
 use crate::io::Port;
 
 /// Puts `overlay`, an empty image of the disk's size, on top. Everything that was written before is

@@ -1,7 +1,7 @@
 //! Layers drawn up into the top, until what lies below is not needed any more.
 
 use super::{PIECE, Progress};
-use crate::chain::{Layer, Stack, View, Volume, find};
+use crate::chain::{Layer, Stack, Volume, find};
 use crate::io::{Buffer, Port};
 use crate::qcow2::Place;
 use crate::{Error, Result};

@@ -1,0 +1,473 @@
+//! The images behind a machine's disks, and what is done with them while the guest runs.
+
+mod files;
+mod jobs;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::Value;
+use skerry_devices::virtio::blk::run_on;
+use skerry_devices::worker::WorkerHandle;
+use skerry_images::chain::{DirtyMap, Stack, Volume, live};
+use skerry_images::io::{Port, block_on};
+use skerry_vmm_api::config::DiskConfig;
+use skerry_vmm_api::requests::*;
+use thiserror::Error;
+
+use files::Opening;
+use jobs::Jobs;
+
+/// What the API asks about disks.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum DiskRequest {
+    List,
+    Resize(VmResizeDisk),
+    Snapshot(VmDiskSnapshot),
+    Commit(VmDiskCommit),
+    Stream(VmDiskStream),
+    Backup(VmDiskBackup),
+    Jobs,
+    Cancel(VmDiskCancel),
+    BitmapAdd(VmDiskBitmap),
+    BitmapClear(VmDiskBitmap),
+    BitmapRemove(VmDiskBitmap),
+}
+
+/// Why work on a disk was refused.
+#[derive(Debug, Error)]
+#[allow(missing_docs)]
+pub enum DiskError {
+    #[error("the VM has no disk called `{0}`: see vm.disks for the names")]
+    NoDisk(String),
+    #[error("there is no disk job {0}: see vm.disk-jobs for the numbers")]
+    NoJob(u64),
+    #[error("disk `{id}` has no bitmap called `{name}`: see vm.disks for the names")]
+    NoBitmap { id: String, name: String },
+    #[error("disk `{id}` has a bitmap called `{name}` already: give another name")]
+    BitmapExists { id: String, name: String },
+    #[error("job {job} is under way on disk `{id}`: wait for it, or end it with vm.disk-cancel")]
+    Busy { id: String, job: u64 },
+    #[error("disk `{id}`: {what}")]
+    Invalid { id: String, what: String },
+    #[error("disk {path} has {size} bytes, which is {problem}")]
+    Size {
+        path: PathBuf,
+        size: u64,
+        problem: &'static str,
+    },
+    #[error(transparent)]
+    Image(#[from] skerry_images::Error),
+    #[error("cannot {what}")]
+    System {
+        what: &'static str,
+        source: std::io::Error,
+    },
+}
+
+type Answer = Result<Option<Value>, DiskError>;
+
+/// A disk in use.
+struct Disk {
+    volume: Arc<Volume>,
+    opening: Opening,
+    bitmaps: BTreeMap<String, Arc<DirtyMap>>,
+}
+
+/// All disks of a machine.
+#[derive(Default)]
+pub struct Disks {
+    disks: BTreeMap<String, Disk>,
+    jobs: Jobs,
+}
+
+/// Granules of a bitmap unless something else is asked for, and of backups: 64 KiB.
+const GRANULARITY: u64 = 64 << 10;
+
+impl Disks {
+    /// Opens a disk's layers.
+    pub fn open(&mut self, config: &DiskConfig) -> Result<Arc<Volume>, DiskError> {
+        let opening = Opening::of(config);
+        let port = Port::new();
+        let stack = block_on(&port, opening.open(&port, config))?;
+        let volume = Volume::new(stack);
+        let size = volume.size();
+        let problem = if size < 512 {
+            Some("too small for one sector of 512: make it larger with `truncate -s`")
+        } else if !size.is_multiple_of(volume.block_size().into()) {
+            Some("not a whole number of blocks: make it larger with `truncate -s`")
+        } else {
+            None
+        };
+        if let Some(problem) = problem {
+            return Err(DiskError::Size {
+                path: config.path.clone(),
+                size,
+                problem,
+            });
+        }
+        let id = config.id.clone().unwrap_or_default();
+        let disk = Disk {
+            volume: volume.clone(),
+            opening,
+            bitmaps: BTreeMap::new(),
+        };
+        self.disks.insert(id, disk);
+        Ok(volume)
+    }
+
+    /// Does or begins what is asked. `changed` tells a disk's driver that its size changed.
+    pub fn serve(
+        &mut self,
+        request: DiskRequest,
+        worker: &WorkerHandle,
+        changed: impl Fn(&str),
+    ) -> Answer {
+        self.jobs.reap(worker);
+        match request {
+            DiskRequest::List => answer(self.disks.iter().map(info).collect::<Vec<_>>()),
+            DiskRequest::Jobs => answer(self.jobs.list()),
+            DiskRequest::Cancel(cancel) => {
+                if self.jobs.cancel(cancel.job) {
+                    Ok(None)
+                } else {
+                    Err(DiskError::NoJob(cancel.job))
+                }
+            }
+            DiskRequest::Resize(resize) => self.resize(resize, worker, changed),
+            DiskRequest::Snapshot(snapshot) => self.snapshot(snapshot, worker),
+            DiskRequest::Commit(commit) => self.commit(commit, worker),
+            DiskRequest::Stream(stream) => self.stream(stream, worker),
+            DiskRequest::Backup(backup) => self.backup(backup, worker),
+            DiskRequest::BitmapAdd(bitmap) => self.bitmap_add(bitmap, worker),
+            DiskRequest::BitmapClear(bitmap) => {
+                self.bitmap(&bitmap)?.clear();
+                Ok(None)
+            }
+            DiskRequest::BitmapRemove(bitmap) => {
+                let map = self.bitmap(&bitmap)?;
+                let disk = self.disk(&bitmap.id)?;
+                disk.bitmaps.remove(&bitmap.name);
+                let volume = disk.volume.clone();
+                wait_on(worker, move |_| {
+                    Box::pin(async move {
+                        let drained = volume.drain().await;
+                        volume.change(&drained, |view| view.untracked(&map));
+                        Ok(())
+                    })
+                })?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn disk(&mut self, id: &str) -> Result<&mut Disk, DiskError> {
+        let disk = self.disks.get_mut(id);
+        disk.ok_or_else(|| DiskError::NoDisk(id.to_owned()))
+    }
+
+    /// The disk, if nothing long is under way on it.
+    fn idle(&mut self, id: &str) -> Result<&mut Disk, DiskError> {
+        if let Some(job) = self.jobs.running(id) {
+            let id = id.to_owned();
+            return Err(DiskError::Busy { id, job });
+        }
+        self.disk(id)
+    }
+
+    fn bitmap(&mut self, bitmap: &VmDiskBitmap) -> Result<Arc<DirtyMap>, DiskError> {
+        let found = self.disk(&bitmap.id)?.bitmaps.get(&bitmap.name).cloned();
+        found.ok_or_else(|| DiskError::NoBitmap {
+            id: bitmap.id.clone(),
+            name: bitmap.name.clone(),
+        })
+    }
+
+    fn resize(
+        &mut self,
+        resize: VmResizeDisk,
+        worker: &WorkerHandle,
+        changed: impl Fn(&str),
+    ) -> Answer {
+        let disk = self.idle(&resize.id)?;
+        let invalid = |what: String| DiskError::Invalid {
+            id: resize.id.clone(),
+            what,
+        };
+        let block = u64::from(disk.volume.block_size());
+        let size = resize.desired_size;
+        if size == 0 || !size.is_multiple_of(block) {
+            return Err(invalid(format!(
+                "the size {size} is not a multiple of {block}"
+            )));
+        }
+        if disk.volume.readonly() {
+            return Err(invalid("it is read-only, so its size stays".into()));
+        }
+        let volume = disk.volume.clone();
+        wait_on(worker, move |port| {
+            Box::pin(async move { volume.resize(&port, size).await })
+        })?;
+        // Bitmaps follow: what is new was not written yet.
+        let renewed: Vec<_> = disk
+            .bitmaps
+            .iter_mut()
+            .map(|(_, map)| {
+                let new = DirtyMap::new(size, map.granularity().ilog2());
+                let old = std::mem::replace(map, Arc::new(new));
+                (old, map.clone())
+            })
+            .collect();
+        let volume = disk.volume.clone();
+        wait_on(worker, move |_| {
+            Box::pin(async move {
+                let drained = volume.drain().await;
+                for (old, new) in renewed {
+                    new.merge(&old);
+                    volume.change(&drained, |view| view.untracked(&old).tracked(new));
+                }
+                Ok(())
+            })
+        })?;
+        changed(&resize.id);
+        Ok(None)
+    }
+
+    fn snapshot(&mut self, snapshot: VmDiskSnapshot, worker: &WorkerHandle) -> Answer {
+        let disk = self.idle(&snapshot.id)?;
+        if disk.volume.readonly() {
+            return Err(DiskError::Invalid {
+                id: snapshot.id,
+                what: "it is read-only, so a new layer would never be written".into(),
+            });
+        }
+        let overlay = disk.opening.create_overlay(&disk.volume, &snapshot.path)?;
+        let begun = Instant::now();
+        let volume = disk.volume.clone();
+        let put = wait_on(worker, move |port| {
+            Box::pin(async move { live::put_on_top(&port, &volume, overlay, || Ok(())).await })
+        });
+        if let Err(e) = put {
+            let _ = std::fs::remove_file(&snapshot.path);
+            return Err(e);
+        }
+        answer(DiskSnapshotInfo {
+            layers: layers(&disk.volume),
+            pause_us: begun.elapsed().as_micros() as u64,
+        })
+    }
+
+    fn commit(&mut self, commit: VmDiskCommit, worker: &WorkerHandle) -> Answer {
+        let disk = self.idle(&commit.id)?;
+        let stack = disk.volume.view().stack.clone();
+        let index = commit.layer;
+        if index + 1 >= stack.layers().len() {
+            return Err(DiskError::Invalid {
+                id: commit.id,
+                what: format!(
+                    "layer {index} has none below it: there are {} layers",
+                    stack.layers().len()
+                ),
+            });
+        }
+        if disk.volume.readonly() {
+            return Err(DiskError::Invalid {
+                id: commit.id,
+                what: "it is read-only, so its layers stay".into(),
+            });
+        }
+        let below = disk.opening.reopen(&stack.layers()[index + 1])?;
+        let above = match index {
+            0 => None,
+            1 => Some(stack.top().clone()),
+            _ => Some(disk.opening.reopen(&stack.layers()[index - 1])?),
+        };
+        let volume = disk.volume.clone();
+        let job = self
+            .jobs
+            .start(&commit.id, "commit", worker, move |port, progress| {
+                Box::pin(async move {
+                    match above {
+                        None => live::commit_active(&port, &volume, below, &progress).await,
+                        Some(above) => {
+                            live::commit(&port, &volume, index, above, below, &progress).await
+                        }
+                    }
+                })
+            });
+        answer(job?)
+    }
+
+    fn stream(&mut self, stream: VmDiskStream, worker: &WorkerHandle) -> Answer {
+        let disk = self.idle(&stream.id)?;
+        let layers = disk.volume.view().stack.layers().len();
+        let base = stream.base.unwrap_or(layers);
+        let what = if disk.volume.readonly() {
+            Some("it is read-only, so its layers stay".to_owned())
+        } else if base < 2 || base > layers {
+            Some(format!(
+                "nothing lies between the top and layer {base}: there are {layers} layers"
+            ))
+        } else {
+            None
+        };
+        if let Some(what) = what {
+            let id = stream.id;
+            return Err(DiskError::Invalid { id, what });
+        }
+        let volume = disk.volume.clone();
+        let job = self
+            .jobs
+            .start(&stream.id, "stream", worker, move |port, progress| {
+                Box::pin(async move { live::stream(&port, &volume, base, &progress).await })
+            });
+        answer(job?)
+    }
+
+    fn backup(&mut self, backup: VmDiskBackup, worker: &WorkerHandle) -> Answer {
+        let bitmap = match &backup.bitmap {
+            Some(name) => Some(self.bitmap(&VmDiskBitmap {
+                id: backup.id.clone(),
+                name: name.clone(),
+                granularity: None,
+            })?),
+            None => None,
+        };
+        let disk = self.idle(&backup.id)?;
+        let target =
+            disk.opening
+                .create_backup(&disk.volume, &backup.path, backup.backing.as_deref())?;
+        let granularity = bitmap.as_ref().map_or(GRANULARITY, |b| b.granularity());
+        let volume = disk.volume.clone();
+        let path = backup.path.clone();
+        let job = self
+            .jobs
+            .start(&backup.id, "backup", worker, move |port, progress| {
+                Box::pin(async move {
+                    let bits = granularity.ilog2();
+                    let bitmap = bitmap.as_deref();
+                    live::backup(
+                        &port,
+                        &volume,
+                        Stack::new(vec![target]),
+                        bits,
+                        bitmap,
+                        &progress,
+                    )
+                    .await
+                })
+            })?;
+        self.jobs.when_done(job.job, files::complete_backup(path));
+        answer(job)
+    }
+
+    fn bitmap_add(&mut self, bitmap: VmDiskBitmap, worker: &WorkerHandle) -> Answer {
+        let disk = self.disk(&bitmap.id)?;
+        let granularity = bitmap.granularity.unwrap_or(GRANULARITY);
+        if !granularity.is_power_of_two() || !(512..=2 << 30).contains(&granularity) {
+            return Err(DiskError::Invalid {
+                id: bitmap.id,
+                what: format!(
+                    "the granularity {granularity} is not a power of two from 512 to 2 GiB"
+                ),
+            });
+        }
+        if disk.bitmaps.contains_key(&bitmap.name) {
+            let VmDiskBitmap { id, name, .. } = bitmap;
+            return Err(DiskError::BitmapExists { id, name });
+        }
+        let map = Arc::new(DirtyMap::new(disk.volume.size(), granularity.ilog2()));
+        disk.bitmaps.insert(bitmap.name, map.clone());
+        let volume = disk.volume.clone();
+        wait_on(worker, move |_| {
+            Box::pin(async move {
+                let drained = volume.drain().await;
+                volume.change(&drained, |view| view.tracked(map));
+                Ok(())
+            })
+        })?;
+        Ok(None)
+    }
+
+    /// Says in the configuration which layers the disks have now.
+    pub fn note_layers(&self, configs: &mut [DiskConfig]) {
+        for config in configs {
+            let id = config.id.as_deref().unwrap_or_default();
+            if let Some(disk) = self.disks.get(id) {
+                disk.opening.note_layers(&disk.volume, config);
+            }
+        }
+    }
+
+    /// Ends what is under way, and waits until it has ended.
+    pub fn end_jobs(&mut self) {
+        self.jobs.end();
+    }
+}
+
+impl Drop for Disks {
+    fn drop(&mut self) {
+        self.jobs.end();
+        for (id, disk) in &self.disks {
+            let port = Port::new();
+            if let Err(e) = block_on(&port, disk.volume.close(&port)) {
+                log::error!("disk {id} was not closed well: {e}");
+            }
+        }
+    }
+}
+
+/// Runs a task on the worker and waits for it.
+fn wait_on<T: Send + 'static>(
+    worker: &WorkerHandle,
+    task: impl FnOnce(Port) -> jobs::Task<T>,
+) -> Result<T, DiskError> {
+    let (send, receive) = std::sync::mpsc::sync_channel(1);
+    let id = run_on(worker, task, move |result| drop(send.send(result))).map_err(|source| {
+        DiskError::System {
+            what: "begin work on a disk",
+            source,
+        }
+    })?;
+    let result = receive.recv().map_err(|_| DiskError::System {
+        what: "work on a disk: the I/O worker ended",
+        source: std::io::ErrorKind::BrokenPipe.into(),
+    })?;
+    worker.detach(id);
+    Ok(result?)
+}
+
+fn answer(value: impl serde::Serialize) -> Answer {
+    // These types have string keys and no values that JSON lacks.
+    Ok(Some(serde_json::to_value(value).unwrap_or(Value::Null)))
+}
+
+fn info((id, disk): (&String, &Disk)) -> DiskInfo {
+    DiskInfo {
+        id: id.clone(),
+        size: disk.volume.size(),
+        layers: layers(&disk.volume),
+        bitmaps: disk
+            .bitmaps
+            .iter()
+            .map(|(name, map)| DiskBitmapInfo {
+                name: name.clone(),
+                granularity: map.granularity(),
+                dirty: map.dirty(),
+            })
+            .collect(),
+    }
+}
+
+fn layers(volume: &Volume) -> Vec<DiskLayerInfo> {
+    let view = volume.view();
+    let layer = |layer: &skerry_images::chain::Layer| DiskLayerInfo {
+        path: layer.file().path().to_owned(),
+        image_type: files::image_type(layer.format()),
+        size: layer.size(),
+    };
+    view.stack.layers().iter().map(layer).collect()
+}
