@@ -6,6 +6,7 @@
 
 pub mod chain;
 pub mod io;
+pub mod ops;
 pub mod qcow2;
 
 mod error;

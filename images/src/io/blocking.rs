@@ -10,6 +10,15 @@ use super::{ImageFile, Port};
 
 /// Runs one task to its end on this thread.
 pub fn block_on<T>(port: &Port, task: impl Future<Output = T>) -> T {
+    block_on_with(port, task, carry_out)
+}
+
+/// Runs one task to its end on this thread; `carry_out` does its operations.
+pub fn block_on_with<T>(
+    port: &Port,
+    task: impl Future<Output = T>,
+    mut carry_out: impl FnMut(&Op) -> i32,
+) -> T {
     let mut task = pin!(task);
     let mut context = Context::from_waker(Waker::noop());
     loop {
@@ -19,7 +28,7 @@ pub fn block_on<T>(port: &Port, task: impl Future<Output = T>) -> T {
         let mut progress = false;
         while let Some(id) = port.next() {
             progress = true;
-            if let Some(result) = port.look(id, carry_out) {
+            if let Some(result) = port.look(id, &mut carry_out) {
                 port.complete(id, result);
             }
         }

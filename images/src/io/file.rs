@@ -167,6 +167,45 @@ impl ImageFile {
         self.end.load(Ordering::Acquire)
     }
 
+    /// Whether the file has data from `offset` on, and for how many of `len` bytes that holds. What
+    /// has none, a hole or the file's end, reads as zeroes.
+    pub fn extent(&self, offset: u64, len: u64) -> (bool, u64) {
+        use rustix::fs::{SeekFrom, seek};
+        let Some(file) = self.file.as_ref().filter(|_| !self.block_device) else {
+            return (true, len);
+        };
+        let end = offset + len;
+        match seek(file, SeekFrom::Data(offset)) {
+            Ok(data) if data > offset => (false, data.min(end) - offset),
+            Ok(_) => match seek(file, SeekFrom::Hole(offset)) {
+                Ok(hole) if hole > offset => (true, hole.min(end) - offset),
+                _ => (true, len),
+            },
+            Err(rustix::io::Errno::NXIO) => (false, len),
+            Err(_) => (true, len),
+        }
+    }
+
+    /// Bytes that the file takes of its file system.
+    pub fn allocated(&self) -> Result<u64> {
+        match &self.file {
+            Some(file) => rustix::fs::fstat(file)
+                .map(|s| s.st_blocks.unsigned_abs() * 512)
+                .map_err(|e| self.io_error("look at", e.into())),
+            None => Ok(self.end()),
+        }
+    }
+
+    /// Device and number of the file: two that agree are the same file.
+    pub fn identity(&self) -> Result<(u64, u64)> {
+        match &self.file {
+            Some(file) => rustix::fs::fstat(file)
+                .map(|s| (s.st_dev, s.st_ino))
+                .map_err(|e| self.io_error("look at", e.into())),
+            None => Ok((0, self.id as u64)),
+        }
+    }
+
     /// What offsets and lengths of the guest's requests must be a multiple of.
     pub fn block_size(&self) -> u32 {
         self.block_size

@@ -11,7 +11,7 @@ mod port;
 pub mod sim;
 mod tasks;
 
-pub use blocking::{block_on, carry_out};
+pub use blocking::{block_on, block_on_with, carry_out};
 pub use buffer::{Buffer, Span};
 pub use file::{FileOptions, ImageFile};
 pub use port::{Kind, Op, OpFuture, OpId, Port, join};

@@ -1,0 +1,66 @@
+//! `skerry image`: after `qemu-img`'s conventions, except that formats and layers are never guessed.
+
+mod bytes;
+mod check;
+mod compare;
+mod convert;
+mod create;
+mod info;
+mod layers;
+mod options;
+mod output;
+mod progress;
+mod scratch;
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::failure::Failure;
+
+/// A command's exit code, or why it failed.
+type Outcome = Result<u8, Failure>;
+
+/// Disk images: qcow2 and raw. Formats and backing layers are always given, never guessed.
+#[derive(Debug, Args)]
+pub struct Image {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a new image
+    Create(create::Create),
+    /// Say what an image is
+    Info(info::Info),
+    /// Look for damage and leaked space, and mend it
+    Check(check::Check),
+    /// Tell whether two disks hold the same
+    Compare(compare::Compare),
+    /// Copy a disk into another image
+    Convert(convert::Convert),
+}
+
+impl Image {
+    /// Does it; the exit code.
+    pub fn run(self) -> ExitCode {
+        let (outcome, failed) = match self.command {
+            Command::Create(c) => (c.run(), 1),
+            Command::Info(c) => (c.run(), 1),
+            Command::Check(c) => (c.run(), 1),
+            Command::Compare(c) => (c.run(), 2),
+            Command::Convert(c) => (c.run(), 1),
+        };
+        ExitCode::from(outcome.unwrap_or_else(|failure| {
+            failure.print();
+            failed
+        }))
+    }
+}
+
+/// The exit code for flags that are wrong: `compare` answers "different" with 1.
+pub fn usage_code() -> u8 {
+    let compare = std::env::args().nth(2).is_some_and(|a| a == "compare");
+    if compare { 2 } else { 1 }
+}
