@@ -198,7 +198,7 @@ impl<'a> Checker<'a> {
             .bitmaps
             .filter(|_| header.autoclear & autoclear::BITMAPS != 0)
         {
-            match super::bitmap::places(self.image, self.port, &bitmaps).await {
+            match super::directory::places(self.image, self.port, &bitmaps).await {
                 Ok(places) => {
                     for (offset, bytes) in places {
                         self.refer(offset, bytes, || "a bitmap".into());

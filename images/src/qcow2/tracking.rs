@@ -103,7 +103,7 @@ impl Image {
         }
         let marked = async {
             let mut list = self.directory(port).await?;
-            let tracking = |b: &&mut super::bitmap::Bitmap| b.auto() && !b.in_use();
+            let tracking = |b: &&mut super::directory::Bitmap| b.auto() && !b.in_use();
             for bitmap in list.iter_mut().filter(tracking) {
                 log::warn!(
                     "{}: nobody tracks changes for the bitmap {:?}: it cannot be used any more",

@@ -31,6 +31,15 @@ pub fn qemu_json(args: &[&str], image: &str) -> serde_json::Value {
     serde_json::from_str(&qemu_img(&args)).expect("JSON")
 }
 
+/// Without a lock: a child process that another test starts holds it until it has begun.
+fn unlocked(readonly: bool) -> FileOptions {
+    FileOptions {
+        readonly,
+        unlocked: true,
+        ..FileOptions::default()
+    }
+}
+
 /// A directory with `top.qcow2`.
 pub struct Bench {
     pub dir: TempDir,
@@ -65,14 +74,19 @@ impl Bench {
 
     /// The disk, open for writing.
     pub fn stack(&self) -> Stack {
-        let options = FileOptions::default();
+        let options = unlocked(false);
         let open = Stack::open(&self.port, &self.specs, &options, 1 << 20);
         block_on(&self.port, open).expect("opens")
     }
 
     /// Its top image, open for writing.
     pub fn image(&self) -> Arc<Image> {
-        match self.stack().top() {
+        self.image_of(&self.stack())
+    }
+
+    /// The top image of an open disk.
+    pub fn image_of(&self, stack: &Stack) -> Arc<Image> {
+        match stack.top() {
             Layer::Qcow2(image) => image.clone(),
             Layer::Raw(_) => panic!("the top is qcow2"),
         }
@@ -81,10 +95,15 @@ impl Bench {
     /// Fills a range and closes.
     pub fn write(&self, at: u64, len: usize, byte: u8) {
         let stack = self.stack();
+        self.write_to(&stack, at, len, byte);
+        block_on(&self.port, stack.close(&self.port)).expect("closes");
+    }
+
+    /// Fills a range of an open disk.
+    pub fn write_to(&self, stack: &Stack, at: u64, len: usize, byte: u8) {
         let mut data = Buffer::new(len);
         data.bytes_mut().fill(byte);
         block_on(&self.port, stack.write(&self.port, at, &data.span())).expect("writes");
-        block_on(&self.port, stack.close(&self.port)).expect("closes");
     }
 
     /// Fills whole clusters, compressed, and closes.
@@ -110,10 +129,7 @@ impl Bench {
 
     /// The disk's content, by us.
     pub fn read(&self) -> Vec<u8> {
-        let options = FileOptions {
-            readonly: true,
-            ..FileOptions::default()
-        };
+        let options = unlocked(true);
         let open = Stack::open(&self.port, &self.specs, &options, 1 << 20);
         let stack = block_on(&self.port, open).expect("opens");
         let buffer = Buffer::new(stack.size() as usize);
@@ -133,10 +149,7 @@ impl Bench {
             String::from_utf8_lossy(&out.stdout),
             String::from_utf8_lossy(&out.stderr)
         );
-        let file = FileOptions {
-            readonly: true,
-            ..FileOptions::default()
-        };
+        let file = unlocked(true);
         let options = OpenOptions {
             readonly: true,
             for_check: true,
