@@ -6,12 +6,23 @@
 //! flush covers only what had completed when it was submitted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use super::{Kind, OpId, Port, Tasks};
+use super::{Kind, Op, OpId, Port, Tasks};
 
 /// What is written or lost as a whole.
 pub const SECTOR: usize = 512;
-type Sector = Box<[u8; SECTOR]>;
+/// None is a sector of zeroes: most of a file is.
+type Sector = Option<Arc<[u8; SECTOR]>>;
+
+fn sector_of(bytes: &[u8]) -> Sector {
+    if bytes.iter().all(|b| *b == 0) {
+        return None;
+    }
+    let mut sector = [0; SECTOR];
+    sector[..bytes.len()].copy_from_slice(bytes);
+    Some(Arc::new(sector))
+}
 
 /// A small, fast, seeded source of numbers (splitmix64).
 #[derive(Debug, Clone)]
@@ -39,7 +50,7 @@ impl Dice {
 
 #[derive(Default, Clone)]
 struct SimFile {
-    durable: HashMap<u64, Sector>,
+    durable: HashMap<u64, Arc<[u8; SECTOR]>>,
     durable_len: u64,
     /// Versions of each sector that are written and not durable, with their times.
     cached: BTreeMap<u64, Vec<(u64, Sector)>>,
@@ -52,10 +63,10 @@ impl SimFile {
         self.lengths.last().map_or(self.durable_len, |l| l.1)
     }
 
-    fn sector(&self, n: u64) -> Option<&Sector> {
+    fn sector(&self, n: u64) -> Option<&[u8; SECTOR]> {
         match self.cached.get(&n).and_then(|v| v.last()) {
-            Some((_, sector)) => Some(sector),
-            None => self.durable.get(&n),
+            Some((_, sector)) => sector.as_deref(),
+            None => self.durable.get(&n).map(|s| &**s),
         }
     }
 
@@ -80,21 +91,32 @@ impl SimFile {
         while !data.is_empty() {
             let (n, at) = (offset / SECTOR as u64, (offset % SECTOR as u64) as usize);
             let part = (SECTOR - at).min(data.len());
-            let mut sector = self
-                .sector(n)
-                .cloned()
-                .unwrap_or_else(|| Box::new([0; SECTOR]));
+            let mut sector = [0; SECTOR];
+            if part < SECTOR
+                && let Some(old) = self.sector(n)
+            {
+                sector = *old;
+            }
             sector[at..at + part].copy_from_slice(&data[..part]);
+            let sector = sector_of(&sector);
             self.cached.entry(n).or_default().push((time, sector));
             data = &data[part..];
             offset += part as u64;
         }
     }
 
+    fn keep(durable: &mut HashMap<u64, Arc<[u8; SECTOR]>>, n: u64, sector: Sector) {
+        match sector {
+            Some(sector) => durable.insert(n, sector),
+            None => durable.remove(&n),
+        };
+    }
+
     fn flush(&mut self, upto: u64) {
         for (n, versions) in &mut self.cached {
-            while versions.first().is_some_and(|v| v.0 <= upto) {
-                self.durable.insert(*n, versions.remove(0).1);
+            let covered = versions.partition_point(|v| v.0 <= upto);
+            if let Some((_, sector)) = versions.drain(..covered).next_back() {
+                SimFile::keep(&mut self.durable, *n, sector);
             }
         }
         self.cached.retain(|_, versions| !versions.is_empty());
@@ -105,13 +127,11 @@ impl SimFile {
 
     /// What is left after a power cut.
     fn cut(&self, dice: &mut Dice) -> SimFile {
-        let mut left = SimFile {
-            durable: self.durable.clone(),
-            durable_len: self.durable_len,
-            ..SimFile::default()
-        };
+        let mut durable = self.durable.clone();
+        let mut durable_len = self.durable_len;
         // Some disks lose nearly everything, some nearly nothing.
         let lost = dice.below(9);
+        let mut last = 0;
         for (n, versions) in &self.cached {
             if dice.below(8) >= lost {
                 let kept = if dice.one_in(4) {
@@ -119,20 +139,22 @@ impl SimFile {
                 } else {
                     versions.len() - 1
                 };
-                left.durable.insert(*n, versions[kept].1.clone());
+                SimFile::keep(&mut durable, *n, versions[kept].1.clone());
+                last = last.max(n + 1);
             }
         }
         // A file system makes the length cover what it kept, or more of what was asked for.
         for (_, len) in &self.lengths {
             if dice.below(8) >= lost {
-                left.durable_len = *len;
+                durable_len = *len;
             }
         }
-        if let Some(last) = left.durable.keys().max() {
-            let needed = (last + 1) * SECTOR as u64;
-            left.durable_len = left.durable_len.max(needed.min(self.len()));
+        let needed = (last * SECTOR as u64).min(self.len());
+        SimFile {
+            durable,
+            durable_len: durable_len.max(needed),
+            ..SimFile::default()
         }
-        left
     }
 }
 
@@ -174,58 +196,107 @@ impl SimDisk {
         }
     }
 
+    /// Makes everything durable.
+    pub fn settle(&mut self) {
+        for file in &mut self.files {
+            file.flush(u64::MAX);
+        }
+    }
+
     /// Carries out one operation. A flush covers what was written up to the time `since`.
     fn carry_out(&mut self, port: &Port, id: OpId, since: u64) {
-        self.time += 1;
-        let time = self.time;
-        let result = port.look(id, |op| {
-            let Some(file) = self.files.get_mut(op.file.id() as usize) else {
-                return -libc::EBADF;
-            };
-            match op.kind {
-                Kind::Read => {
-                    let n = op.span.len().min(file.len().saturating_sub(op.offset));
-                    let mut bytes = vec![0; n as usize];
-                    file.read(op.offset, &mut bytes);
-                    op.span.fill(&bytes);
-                    n as i32
-                }
-                Kind::Write => {
-                    let mut bytes = vec![0; op.span.len() as usize];
-                    op.span.copy_to(&mut bytes);
-                    file.write(time, op.offset, &bytes);
-                    bytes.len() as i32
-                }
-                Kind::Flush => {
-                    file.flush(since);
-                    0
-                }
-                Kind::Punch | Kind::Zero => {
-                    let end = (op.offset + op.len).min(if op.kind == Kind::Punch {
-                        file.len()
-                    } else {
-                        u64::MAX
-                    });
-                    if op.offset < end {
-                        file.write(time, op.offset, &vec![0; (end - op.offset) as usize]);
-                    }
-                    0
-                }
-                Kind::SetLen => {
-                    let len = file.len();
-                    if op.offset < len {
-                        file.write(time, op.offset, &vec![0; (len - op.offset) as usize]);
-                    }
-                    file.lengths.push((time, op.offset));
-                    0
-                }
+        let result = port.look(id, |op| self.perform(op, since, u64::MAX));
+        if let Some(result) = result {
+            port.complete(id, result);
+        }
+    }
+
+    /// Carries out a part of a transfer.
+    fn shorten(&mut self, port: &Port, id: OpId, dice: &mut Dice) {
+        let result = port.look(id, |op| match op.kind {
+            Kind::Read | Kind::Write if op.span.len() > 1 => {
+                let part = 1 + dice.below(op.span.len() - 1);
+                self.perform(op, 0, part)
             }
+            _ => -libc::EINTR,
         });
         if let Some(result) = result {
             port.complete(id, result);
         }
     }
+
+    /// Fails one operation, after any part of it was done.
+    fn fail(&mut self, port: &Port, id: OpId, dice: &mut Dice) {
+        port.look(id, |op| match op.kind {
+            Kind::Read | Kind::Flush | Kind::SetLen => {}
+            _ => {
+                let len = op.len.max(op.span.len());
+                let sectors = len.div_ceil(SECTOR as u64);
+                let part = dice.below(sectors + 1) * SECTOR as u64;
+                self.perform(op, 0, part);
+            }
+        });
+        port.complete(id, -libc::EIO);
+    }
+
+    fn perform(&mut self, op: &Op, since: u64, most: u64) -> i32 {
+        self.time += 1;
+        let time = self.time;
+        let Some(file) = self.files.get_mut(op.file.id() as usize) else {
+            return -libc::EBADF;
+        };
+        match op.kind {
+            Kind::Read => {
+                let n = op.span.len().min(file.len().saturating_sub(op.offset));
+                let mut bytes = vec![0; n.min(most) as usize];
+                file.read(op.offset, &mut bytes);
+                op.span.fill(&bytes);
+                bytes.len() as i32
+            }
+            Kind::Write => {
+                if op.offset.saturating_add(op.span.len()) > MOST {
+                    return -libc::EFBIG;
+                }
+                let mut bytes = vec![0; op.span.len().min(most) as usize];
+                op.span.copy_to(&mut bytes);
+                file.write(time, op.offset, &bytes);
+                bytes.len() as i32
+            }
+            Kind::Flush => {
+                file.flush(since);
+                0
+            }
+            Kind::Punch | Kind::Zero => {
+                let len = op.len.min(most);
+                let end = match op.kind {
+                    Kind::Punch => op.offset.saturating_add(len).min(file.len()),
+                    _ => op.offset.saturating_add(len),
+                };
+                if end > MOST {
+                    return -libc::EFBIG;
+                }
+                if op.offset < end {
+                    file.write(time, op.offset, &vec![0; (end - op.offset) as usize]);
+                }
+                0
+            }
+            Kind::SetLen => {
+                if op.offset > MOST {
+                    return -libc::EFBIG;
+                }
+                let len = file.len();
+                if op.offset < len {
+                    file.write(time, op.offset, &vec![0; (len - op.offset) as usize]);
+                }
+                file.lengths.push((time, op.offset));
+                0
+            }
+        }
+    }
 }
+
+/// The longest file: simulated ones are not for bulk.
+const MOST: u64 = 1 << 40;
 
 /// Runs tasks against a simulated disk.
 pub struct Simulator<T> {
@@ -235,6 +306,10 @@ pub struct Simulator<T> {
     pub dice: Dice,
     /// Where the tasks put their operations.
     pub port: Port,
+    /// One operation in so many fails; 0 for none.
+    pub faults: u64,
+    /// One transfer in so many is cut short; 0 for none.
+    pub shorts: u64,
     tasks: Tasks<T>,
     /// Operations that the disk has, with the time of their submission.
     submitted: Vec<(OpId, u64)>,
@@ -247,6 +322,8 @@ impl<T> Simulator<T> {
             disk,
             dice,
             port: Port::new(),
+            faults: 0,
+            shorts: 0,
             tasks: Tasks::new(Box::new(|| {})),
             submitted: Vec::new(),
         }
@@ -278,8 +355,19 @@ impl<T> Simulator<T> {
         }
         let pick = self.dice.below(self.submitted.len() as u64) as usize;
         let (id, since) = self.submitted.swap_remove(pick);
-        self.disk.carry_out(&self.port, id, since);
+        if self.faults != 0 && self.dice.one_in(self.faults) {
+            self.disk.fail(&self.port, id, &mut self.dice);
+        } else if self.shorts != 0 && self.dice.one_in(self.shorts) {
+            self.disk.shorten(&self.port, id, &mut self.dice);
+        } else {
+            self.disk.carry_out(&self.port, id, since);
+        }
         true
+    }
+
+    /// Drops all tasks as they are; what they began goes on.
+    pub fn abandon(&mut self) {
+        self.tasks = Tasks::new(Box::new(|| {}));
     }
 
     /// Runs one more task to its end, with whatever else is going on.

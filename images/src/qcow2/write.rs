@@ -192,12 +192,12 @@ impl Image {
         let expressible = !raw && (version >= 3 || layers.len() <= 1);
         let unit = g.unit();
         let end = offset + len;
-        let (from, to) = (offset.next_multiple_of(unit), end & !(unit - 1));
+        let from = offset.next_multiple_of(unit);
         // A disk may end within a unit.
-        let to = if end >= self.size() && !end.is_multiple_of(unit) {
-            end.next_multiple_of(unit)
+        let to = if end >= self.size() {
+            end
         } else {
-            to
+            end & !(unit - 1)
         };
         if !expressible || from >= to {
             return self.write_zeroes(port, offset, len, layers).await;
@@ -207,10 +207,11 @@ impl Image {
                 .await?;
         }
         let (zero, unmap) = (version >= 3, unmap || version < 3);
-        self.clear(port, from, to - from, zero, unmap, layers)
+        let done = self
+            .clear(port, from, to - from, zero, unmap, layers)
             .await?;
-        if to < end {
-            self.write_zeroes(port, to, end - to, layers).await?;
+        if done < end {
+            self.write_zeroes(port, done, end - done, layers).await?;
         }
         Ok(())
     }
@@ -224,11 +225,13 @@ impl Image {
         layers: &[Layer],
     ) -> Result<()> {
         let unit = self.geometry().unit();
-        let mut end = offset + len;
-        if end >= self.size() {
-            end = end.next_multiple_of(unit);
-        }
-        let (from, to) = (offset.next_multiple_of(unit), end & !(unit - 1));
+        let end = offset + len;
+        let from = offset.next_multiple_of(unit);
+        let to = if end >= self.size() {
+            end
+        } else {
+            end & !(unit - 1)
+        };
         let (version, raw) = {
             let state = self.state();
             (
@@ -240,9 +243,13 @@ impl Image {
         if from >= to || raw && self.external() || version < 3 && below {
             return Ok(());
         }
-        self.clear(port, from, to - from, below, true, layers).await
+        self.clear(port, from, to - from, below, true, layers)
+            .await
+            .map(drop)
     }
 
+    /// Clears from `offset`, a unit's start. Within the last unit that succeeds only if the disk ends
+    /// there, which it may cease to do at any time; where it was not done begins what comes back.
     async fn clear(
         &self,
         port: &Port,
@@ -251,8 +258,9 @@ impl Image {
         zero: bool,
         unmap: bool,
         layers: &[Layer],
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let g = self.geometry();
+        let unit = g.unit();
         self.guard_bitmaps(port).await?;
         let _guard = self.guard();
         let end = offset + len;
@@ -271,7 +279,7 @@ impl Image {
             let lock = self.hold(Space::Cluster, first, last, true).await;
             self.own_table(port, index).await?;
             // A part of a compressed cluster cannot be cleared.
-            for edge in [at, stop] {
+            for edge in [at, stop & !(unit - 1), stop.next_multiple_of(unit)] {
                 let start = edge & !(g.cluster() - 1);
                 if edge == start {
                     continue;
@@ -284,12 +292,27 @@ impl Image {
                     self.unpack_in_place(port, start, layers).await?;
                 }
             }
-            self.with(port, |s| s.clear(at, stop - at, zero, unmap))
+            // The size only changes between steps: who writes behind its old end comes later.
+            let done = self
+                .with(port, |s| {
+                    let done = if stop.is_multiple_of(unit) || self.size() <= stop {
+                        stop
+                    } else {
+                        stop & !(unit - 1)
+                    };
+                    if done > at {
+                        s.clear(at, done.next_multiple_of(unit) - at, zero, unmap)?;
+                    }
+                    Ok(done)
+                })
                 .await?;
             drop(lock);
+            if done < stop {
+                return Ok(done);
+            }
             at = stop;
         }
-        Ok(())
+        Ok(end)
     }
 
     /// Replaces a compressed cluster by a plain one. The caller holds the cluster.
@@ -329,12 +352,7 @@ impl Image {
 
     /// Writes one whole cluster compressed, where nothing was written before. False, and nothing
     /// done, if it does not become smaller. For `convert`.
-    pub async fn write_packed(
-        &self,
-        port: &Port,
-        offset: u64,
-        packed: &[u8],
-    ) -> Result<bool> {
+    pub async fn write_packed(&self, port: &Port, offset: u64, packed: &[u8]) -> Result<bool> {
         self.guard_bitmaps(port).await?;
         let g = self.geometry();
         let bits = g.cluster_bits;
