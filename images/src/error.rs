@@ -23,7 +23,7 @@ pub enum Error {
     },
     /// Another process has the file.
     #[error(
-        "{path} is in use by another process: stop that one, or open it in both for reading only"
+        "{path} is in use by another process: stop that one, or open it in both for reading only (readonly=on)"
     )]
     Locked {
         /// The file.

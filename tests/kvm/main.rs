@@ -9,6 +9,7 @@ mod hostile;
 mod leftovers;
 mod net;
 mod pci;
+mod qcow2;
 mod refusals;
 mod streams;
 mod vsock;

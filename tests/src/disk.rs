@@ -32,3 +32,20 @@ pub fn allocated(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).expect("an image").blocks() * 512
 }
+
+/// Runs `qemu-img`, which must succeed: its words, then files, then more words. What it prints.
+pub fn qemu_img(before: &[&str], files: &[&Path], after: &[&str]) -> String {
+    let out = std::process::Command::new("qemu-img")
+        .args(before)
+        .args(files)
+        .args(after)
+        .output()
+        .expect("qemu-img runs");
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    assert!(
+        out.status.success(),
+        "qemu-img {before:?} {files:?}: {text}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    text
+}

@@ -52,7 +52,9 @@ impl ImageFile {
             what: what.to_owned(),
         };
         let file = open(path, options.readonly, 0).map_err(|e| match e.kind() {
-            io::ErrorKind::IsADirectory => kind("a directory: give a file or a block device"),
+            io::ErrorKind::IsADirectory => {
+                kind("a directory: give a regular file or a block device")
+            }
             _ => fail(e),
         })?;
         let metadata = file.metadata().map_err(fail)?;
@@ -62,7 +64,7 @@ impl ImageFile {
         } else if block_device {
             rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|e| fail(e.into()))?
         } else if metadata.is_dir() {
-            return Err(kind("a directory: give a file or a block device"));
+            return Err(kind("a directory: give a regular file or a block device"));
         } else {
             return Err(kind("neither a file nor a block device"));
         };
