@@ -7,6 +7,7 @@ mod cpus;
 mod ends;
 mod hostile;
 mod leftovers;
+mod live;
 mod net;
 mod pci;
 mod qcow2;

@@ -6,7 +6,10 @@ use std::time::Duration;
 use skerry_vmm_api::VmConfig;
 use skerry_vmm_api::client::{Client, ClientError};
 use skerry_vmm_api::endpoints::Operation;
-use skerry_vmm_api::requests::{VmCounters, VmInfo, VmState};
+use skerry_vmm_api::requests::{
+    DiskJobInfo, DiskJobState, DiskSnapshotInfo, VmCounters, VmDiskCommit, VmDiskSnapshot,
+    VmDiskStream, VmInfo, VmState,
+};
 use tokio::runtime::Runtime;
 
 use crate::eventually;
@@ -76,6 +79,48 @@ impl Api {
     pub fn counters(&self) -> VmCounters {
         self.with(async |c| c.counters().await)
             .expect("vm.counters")
+    }
+
+    /// Waits until a disk's job is over, and says how it ended.
+    pub fn expect_job(&self, job: &DiskJobInfo, limit: Duration) -> DiskJobInfo {
+        eventually(&format!("job {} ends", job.job), limit, || {
+            let jobs = self
+                .with(async |c| c.disk_jobs().await)
+                .expect("vm.disk-jobs");
+            let job = jobs
+                .into_iter()
+                .find(|j| j.job == job.job)
+                .expect("the job");
+            (job.state != DiskJobState::Running).then_some(job)
+        })
+    }
+
+    /// Puts a new layer on top of a disk.
+    pub fn snapshot(&self, id: &str, path: &Path) -> DiskSnapshotInfo {
+        let (id, path) = (id.to_owned(), path.to_owned());
+        self.with(async |c| c.disk_snapshot(&VmDiskSnapshot { id, path }).await)
+            .expect("vm.disk-snapshot")
+    }
+
+    /// Begins to merge a layer into the one below it.
+    pub fn commit(&self, id: &str, layer: usize) -> DiskJobInfo {
+        let id = id.to_owned();
+        self.with(async |c| c.disk_commit(&VmDiskCommit { id, layer }).await)
+            .expect("vm.disk-commit")
+    }
+
+    /// Begins to draw layers up into the top one.
+    pub fn stream(&self, id: &str, base: Option<usize>) -> DiskJobInfo {
+        let id = id.to_owned();
+        self.with(async |c| c.disk_stream(&VmDiskStream { id, base }).await)
+            .expect("vm.disk-stream")
+    }
+
+    /// How many layers a disk has.
+    pub fn layers(&self, id: &str) -> usize {
+        let disks = self.with(async |c| c.disks().await).expect("vm.disks");
+        let disk = disks.into_iter().find(|d| d.id == id).expect("the disk");
+        disk.layers.len()
     }
 
     /// Waits until the VM is in `state`.

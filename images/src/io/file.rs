@@ -284,19 +284,45 @@ fn direct_alignment(file: &File) -> (u32, u32) {
     }
 }
 
-/// Locks the whole file for as long as its description is open, exclusively or shared, or (None)
-/// unlocks it. An open-file-description lock: it conflicts with those of QEMU and Cloud Hypervisor,
-/// and ends with the process, however that dies. False if somebody else holds it.
+/// What a reader locks: QEMU's bytes for "I read", "nobody may write" and "nobody may resize", so
+/// that its tools may read beside us, too.
+const READER: [u64; 3] = [100, 201, 203];
+
+/// Locks a file for as long as its description is open, exclusively or shared, or (None) unlocks it.
+/// Open-file-description locks: they conflict with those of QEMU and Cloud Hypervisor, and end with
+/// the process, however that dies. False if somebody else holds one that is in the way.
 fn try_lock(file: &File, exclusive: Option<bool>) -> io::Result<bool> {
-    let kind = match exclusive {
-        Some(true) => libc::F_WRLCK,
-        Some(false) => libc::F_RDLCK,
-        None => libc::F_UNLCK,
-    };
+    // A length of 0 is the whole file.
+    match exclusive {
+        Some(true) => lock_range(file, libc::F_WRLCK, 0, 0),
+        None => lock_range(file, libc::F_UNLCK, 0, 0),
+        Some(false) => {
+            for byte in READER {
+                if !lock_range(file, libc::F_RDLCK, byte, 1)? {
+                    lock_range(file, libc::F_UNLCK, 0, 0)?;
+                    return Ok(false);
+                }
+            }
+            // What an exclusive lock had beside these.
+            let mut free = 0;
+            for byte in READER {
+                if free < byte {
+                    lock_range(file, libc::F_UNLCK, free, byte - free)?;
+                }
+                free = byte + 1;
+            }
+            lock_range(file, libc::F_UNLCK, free, 0)
+        }
+    }
+}
+
+fn lock_range(file: &File, kind: libc::c_int, start: u64, len: u64) -> io::Result<bool> {
     // SAFETY: flock is plain data, for which all zeroes is a value.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = start as libc::off_t;
+    lock.l_len = len as libc::off_t;
     // SAFETY: the descriptor is open and `lock` is a valid flock.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } == 0 {
         return Ok(true);
@@ -306,3 +332,7 @@ fn try_lock(file: &File, exclusive: Option<bool>) -> io::Result<bool> {
         e => Err(e),
     }
 }
+
+#[cfg(test)]
+#[path = "file_test.rs"]
+mod tests;

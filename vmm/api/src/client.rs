@@ -15,7 +15,9 @@ use tokio::net::UnixStream;
 use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::endpoints::{ENDPOINTS, Operation, ROOT};
 use crate::requests::{
-    ErrorBody, PciDeviceInfo, VmCounters, VmInfo, VmRemoveDevice, VmmPingResponse,
+    DiskInfo, DiskJobInfo, DiskSnapshotInfo, ErrorBody, PciDeviceInfo, VmCounters, VmDiskBackup,
+    VmDiskBitmap, VmDiskCancel, VmDiskCommit, VmDiskSnapshot, VmDiskStream, VmInfo, VmRemoveDevice,
+    VmResizeDisk, VmmPingResponse,
 };
 
 /// Bytes of an answer that are read at most.
@@ -119,6 +121,61 @@ impl Client {
         .await
     }
 
+    /// The running VM's disks, with their layers and bitmaps.
+    pub async fn disks(&self) -> Result<Vec<DiskInfo>, ClientError> {
+        self.get(Operation::VmDisks).await
+    }
+
+    /// Puts a new layer on top of a disk.
+    pub async fn disk_snapshot(
+        &self,
+        snapshot: &VmDiskSnapshot,
+    ) -> Result<DiskSnapshotInfo, ClientError> {
+        self.put_and_get(Operation::VmDiskSnapshot, snapshot).await
+    }
+
+    /// Begins to merge a disk's layer into the one below it.
+    pub async fn disk_commit(&self, commit: &VmDiskCommit) -> Result<DiskJobInfo, ClientError> {
+        self.put_and_get(Operation::VmDiskCommit, commit).await
+    }
+
+    /// Begins to draw a disk's layers up into the top one.
+    pub async fn disk_stream(&self, stream: &VmDiskStream) -> Result<DiskJobInfo, ClientError> {
+        self.put_and_get(Operation::VmDiskStream, stream).await
+    }
+
+    /// Begins to copy a disk as it is now.
+    pub async fn disk_backup(&self, backup: &VmDiskBackup) -> Result<DiskJobInfo, ClientError> {
+        self.put_and_get(Operation::VmDiskBackup, backup).await
+    }
+
+    /// Long work on disks.
+    pub async fn disk_jobs(&self) -> Result<Vec<DiskJobInfo>, ClientError> {
+        self.get(Operation::VmDiskJobs).await
+    }
+
+    /// Ends a disk's job early.
+    pub async fn disk_cancel(&self, job: u64) -> Result<(), ClientError> {
+        self.put(Operation::VmDiskCancel, Some(&VmDiskCancel { job }))
+            .await
+    }
+
+    /// Changes a disk's size.
+    pub async fn resize_disk(&self, id: &str, desired_size: u64) -> Result<(), ClientError> {
+        let id = id.to_owned();
+        let resize = VmResizeDisk { id, desired_size };
+        self.put(Operation::VmResizeDisk, Some(&resize)).await
+    }
+
+    /// Adds, clears or removes a disk's bitmap.
+    pub async fn disk_bitmap(
+        &self,
+        operation: Operation,
+        bitmap: &VmDiskBitmap,
+    ) -> Result<(), ClientError> {
+        self.put(operation, Some(bitmap)).await
+    }
+
     /// Sends any body to an endpoint: the status and the answer's body.
     pub async fn raw(
         &self,
@@ -193,6 +250,17 @@ impl Client {
         self.send(operation, body.unwrap_or_default())
             .await
             .map(drop)
+    }
+
+    async fn put_and_get<T: DeserializeOwned>(
+        &self,
+        operation: Operation,
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let json = |source| ClientError::Answer { operation, source };
+        let body = serde_json::to_vec(body).map_err(json)?;
+        let answer = self.send(operation, body).await?;
+        serde_json::from_slice(&answer).map_err(json)
     }
 
     async fn put_for<T: DeserializeOwned>(
