@@ -1,7 +1,11 @@
 //! Disks: every byte written is the byte read, by the guest and by the host.
 
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
 use skerry_tests::disk;
-use skerry_tests::vmm::{Builder, Exit};
+use skerry_tests::vmm::{Builder, Exit, SHORT};
+use skerry_vmm_api::endpoints::Operation;
 
 const SIZE: u64 = 32 << 20;
 
@@ -132,4 +136,59 @@ fn a_file_system_that_cannot_zero_a_range_is_written_to() {
         .flag("--disk", format!("path={}", shm.path().display()))
         .run();
     exit.all_ok(3);
+}
+
+#[test]
+fn a_load_of_everything_at_once_stays_exact_until_the_power_button() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let path = folder.path().join("disk.img");
+    disk::create(&path, SIZE);
+    let vmm = Builder::payload("run=blk-churn:0:5:fresh=zero,blk-sum")
+        .flag("--disk", format!("path={},num_queues=2", path.display()))
+        .with_api()
+        .start();
+    vmm.expect_line("churn: running", SHORT);
+    vmm.api().act(Operation::VmPowerButton);
+    let exit = vmm.wait(SHORT);
+    exit.all_ok(2);
+    assert_eq!(exit.value("blk-churn", "checked"), SIZE.to_string());
+    assert_eq!(exit.value("blk-sum", "fnv1a"), disk::checksum(&path));
+    for key in ["written", "read", "zeroed", "discarded", "flushes"] {
+        assert_ne!(exit.value("blk-churn", key), "0", "{key}: {exit}");
+    }
+}
+
+#[test]
+fn that_load_knows_what_was_there_before_and_ends_after_its_rounds() {
+    let tasks = "run=blk-verify:0:9,blk-churn:0:5:fresh=9:rounds=400:depth=32";
+    run(tasks, SIZE, "").0.all_ok(2);
+}
+
+#[test]
+fn that_load_finds_a_single_byte_that_the_host_changes() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let path = folder.path().join("disk.img");
+    disk::create(&path, SIZE);
+    let vmm = Builder::payload("run=blk-churn:0:5:fresh=zero")
+        .flag("--disk", format!("path={}", path.display()))
+        .start();
+    vmm.expect_line("churn: running", SHORT);
+    let image = std::fs::File::options()
+        .write(true)
+        .open(&path)
+        .expect("an image");
+    // A byte may hit a block just before it is written: change more, until one is read.
+    let start = Instant::now();
+    let mut block = 0;
+    while !vmm.lines().iter().any(|line| line.contains("fail")) {
+        assert!(start.elapsed() < Duration::from_secs(30), "not found");
+        let offset = block % (SIZE / 4096) * 4096 + 1234;
+        image.write_all_at(&[0x5c], offset).expect("written");
+        block += 61;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let exit = vmm.wait(SHORT);
+    let found =
+        |l: &String| l.starts_with("fail blk-churn reason=mismatch offset=0x") && l.contains("5c");
+    assert!(exit.serial.iter().any(found), "{exit}");
 }

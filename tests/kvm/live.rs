@@ -77,7 +77,7 @@ impl Churn {
     }
 
     /// Lets the guest end, and compares what it saw with the chain under `top`.
-    fn end(self, tasks: usize, top: &Path) -> Exit {
+    fn end(self, tasks: usize, top: &Path) -> (Exit, tempfile::TempDir) {
         let exit = self.vmm.wait(SHORT);
         exit.all_ok(tasks);
         qemu_img(&["check", "-q", "-f", "qcow2"], &[top], &[]);
@@ -88,7 +88,7 @@ impl Churn {
             &[],
         );
         assert_eq!(exit.value("blk-sum", "fnv1a"), disk::checksum(&plain));
-        exit
+        (exit, self.folder)
     }
 }
 
@@ -108,7 +108,7 @@ fn a_snapshot_freezes_what_is_below() {
         frozen.push((disk::checksum(&below), below));
     }
     let top = churn.path("snap2.qcow2");
-    churn.end(9, &top);
+    let _folder = churn.end(9, &top);
     for (sum, path) in frozen {
         assert_eq!(disk::checksum(&path), sum, "{} was written", path.display());
     }
@@ -210,7 +210,7 @@ fn a_disk_grows_while_the_guest_runs() {
     let refused = grow(1000).expect_err("an odd size");
     assert!(refused.to_string().contains("multiple of 512"), "{refused}");
     let top = churn.path("layer1.qcow2");
-    let exit = churn.end(5, &top);
+    let (exit, _folder) = churn.end(5, &top);
     assert_eq!(exit.value("blk-verify", "bytes"), (24u64 << 20).to_string());
 }
 

@@ -4,6 +4,7 @@
 mod api;
 mod block;
 mod cpus;
+mod death;
 mod ends;
 mod hostile;
 mod leftovers;

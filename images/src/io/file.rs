@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
@@ -68,7 +69,7 @@ impl ImageFile {
         } else {
             return Err(kind("neither a file nor a block device"));
         };
-        if !options.unlocked && !try_lock(&file, Some(!options.readonly)).map_err(fail)? {
+        if !options.unlocked && !lock_patiently(&file, !options.readonly).map_err(fail)? {
             return Err(Error::Locked {
                 path: path.to_owned(),
             });
@@ -281,6 +282,23 @@ fn direct_alignment(file: &File) -> (u32, u32) {
             (x.stx_dio_offset_align.max(512), x.stx_dio_mem_align.max(1))
         }
         _ => SAFE,
+    }
+}
+
+/// Takes a lock. A monitor that was killed a moment ago may seem to have it: the kernel takes its
+/// ring down, and closes the files in it, some milliseconds after the process.
+fn lock_patiently(file: &File, exclusive: bool) -> io::Result<bool> {
+    const PATIENCE: Duration = Duration::from_millis(200);
+    const STEP: Duration = Duration::from_millis(5);
+    let begun = Instant::now();
+    loop {
+        if try_lock(file, Some(exclusive))? {
+            return Ok(true);
+        }
+        if begun.elapsed() > PATIENCE {
+            return Ok(false);
+        }
+        std::thread::sleep(STEP);
     }
 }
 
