@@ -25,6 +25,7 @@ mod status;
 mod tracker;
 mod tracking;
 mod tree;
+mod vacate;
 mod write;
 
 pub use bitmap::BitmapInfo;

@@ -78,9 +78,10 @@ impl Image {
     /// Whether the file has markedly fewer blocks than its length says: clusters were set aside and
     /// never written, so what the file system calls a hole reads as zeroes.
     pub fn sparse(&self) -> bool {
-        let clusters = self.data_file().end() >> self.geometry().cluster_bits;
-        let blocks =
-            self.data_file().allocated().unwrap_or(u64::MAX) >> self.geometry().cluster_bits;
-        clusters >= (blocks.saturating_mul(10) / 9).max(blocks.saturating_add(2))
+        let bits = self.geometry().cluster_bits;
+        let clusters = self.geometry().clusters(self.file().end());
+        let blocks = self.file().allocated().unwrap_or(u64::MAX) >> bits;
+        !self.external()
+            && clusters >= (blocks.saturating_mul(10) / 9).max(blocks.saturating_add(2))
     }
 }

@@ -7,11 +7,11 @@ use clap::Args;
 use serde::Serialize;
 use skerry_images::chain::Format;
 use skerry_images::io::{FileOptions, ImageFile, Port, block_on};
-use skerry_images::qcow2::{Header, autoclear, incompatible, read_header};
+use skerry_images::qcow2::{Header, Image, OpenOptions, autoclear, incompatible, read_header};
 
 use super::layers::Source;
 use super::output::{Output, print_json};
-use super::{Outcome, bytes};
+use super::{Outcome, bitmap, bytes, snapshot};
 
 /// Say what an image is. Names of other files in it are shown, and not opened.
 #[derive(Debug, Args)]
@@ -38,6 +38,8 @@ struct Answer<'a> {
     backing_filename_format: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     format_specific: Option<Specific>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    snapshots: Vec<snapshot::Answer>,
     dirty_flag: bool,
 }
 
@@ -64,6 +66,8 @@ struct Qcow2 {
     corrupt: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     extended_l2: Option<bool>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bitmaps: Vec<bitmap::Answer>,
 }
 
 impl Qcow2 {
@@ -80,6 +84,7 @@ impl Qcow2 {
             refcount_bits: header.geometry.refcount_bits(),
             corrupt: modern(header.needs(incompatible::CORRUPT)),
             extended_l2: modern(header.geometry.extended),
+            bitmaps: Vec::new(),
         }
     }
 }
@@ -107,6 +112,7 @@ impl Info {
             backing_filename: None,
             backing_filename_format: None,
             format_specific: None,
+            snapshots: Vec::new(),
             dirty_flag: false,
         };
         if self.source.format == Format::Qcow2 {
@@ -114,9 +120,23 @@ impl Info {
             answer.virtual_size = header.size;
             answer.cluster_size = Some(header.geometry.cluster());
             answer.dirty_flag = header.needs(incompatible::DIRTY);
+            let mut data = Qcow2::of(&header);
+            if header.snapshots > 0 || header.bitmaps.is_some() {
+                // They are all in the image's own file, wherever the guest's data is.
+                let own = header.external().then(|| file.clone());
+                let options = OpenOptions {
+                    readonly: true,
+                    ..OpenOptions::default()
+                };
+                let image = Image::open(port, file.clone(), own, &options).await?;
+                let saved = image.snapshots(port).await?;
+                answer.snapshots = saved.iter().map(snapshot::Answer::from).collect();
+                let bitmaps = image.bitmaps(port).await?;
+                data.bitmaps = bitmaps.iter().map(bitmap::Answer::from).collect();
+            }
             answer.format_specific = Some(Specific {
                 kind: "qcow2",
-                data: Qcow2::of(&header),
+                data,
             });
             answer.backing_filename = header.backing;
             answer.backing_filename_format = header.backing_format;
@@ -153,6 +173,7 @@ impl Answer<'_> {
         if let Some(format) = &self.backing_filename_format {
             println!("backing file format: {}", format.escape_debug());
         }
+        snapshot::print_table(&self.snapshots);
         let Some(Specific { data, .. }) = &self.format_specific else {
             return;
         };
@@ -173,6 +194,10 @@ impl Answer<'_> {
             if let Some(value) = value {
                 println!("    {name}: {value}");
             }
+        }
+        if !data.bitmaps.is_empty() {
+            println!("    bitmaps:");
+            data.bitmaps.iter().for_each(|b| b.print("        "));
         }
     }
 }

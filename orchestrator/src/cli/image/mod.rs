@@ -1,16 +1,23 @@
 //! `skerry image`: after `qemu-img`'s conventions, except that formats and layers are never guessed.
 
+mod bitmap;
 mod bytes;
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod create;
 mod info;
 mod layers;
+mod map;
+mod measure;
 mod options;
 mod output;
 mod progress;
+mod rebase;
+mod resize;
 mod scratch;
+mod snapshot;
 
 use std::process::ExitCode;
 
@@ -40,6 +47,20 @@ enum Command {
     Compare(compare::Compare),
     /// Copy a disk into another image
     Convert(convert::Convert),
+    /// Say where a disk's content is
+    Map(map::Map),
+    /// Say how large the file of a new image would be
+    Measure(measure::Measure),
+    /// Make a disk larger or smaller
+    Resize(resize::Resize),
+    /// Put an image on other layers
+    Rebase(rebase::Rebase),
+    /// Merge an image into the layer below it
+    Commit(commit::Commit),
+    /// List, make, apply or delete internal snapshots
+    Snapshot(snapshot::Snapshot),
+    /// List and change persistent bitmaps of what changed
+    Bitmap(bitmap::Bitmap),
 }
 
 impl Image {
@@ -51,6 +72,13 @@ impl Image {
             Command::Check(c) => (c.run(), 1),
             Command::Compare(c) => (c.run(), 2),
             Command::Convert(c) => (c.run(), 1),
+            Command::Map(c) => (c.run(), 1),
+            Command::Measure(c) => (c.run(), 1),
+            Command::Resize(c) => (c.run(), 1),
+            Command::Rebase(c) => (c.run(), 1),
+            Command::Commit(c) => (c.run(), 1),
+            Command::Snapshot(c) => (c.run(), 1),
+            Command::Bitmap(c) => (c.run(), 1),
         };
         ExitCode::from(outcome.unwrap_or_else(|failure| {
             failure.print();
