@@ -182,13 +182,14 @@ fn that_load_finds_a_single_byte_that_the_host_changes() {
     let mut block = 0;
     while !vmm.lines().iter().any(|line| line.contains("fail")) {
         assert!(start.elapsed() < Duration::from_secs(30), "not found");
-        let offset = block % (SIZE / 4096) * 4096 + 1234;
+        let offset = block % (SIZE / 4096) * 4096 + 0x4d2;
         image.write_all_at(&[0x5c], offset).expect("written");
         block += 61;
         std::thread::sleep(Duration::from_millis(1));
     }
     let exit = vmm.wait(SHORT);
-    let found =
-        |l: &String| l.starts_with("fail blk-churn reason=mismatch offset=0x") && l.contains("5c");
+    let found = |l: &String| {
+        l.starts_with("fail blk-churn reason=mismatch offset=0x") && l.contains("4d0 found=")
+    };
     assert!(exit.serial.iter().any(found), "{exit}");
 }

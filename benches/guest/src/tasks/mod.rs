@@ -10,13 +10,16 @@
 //! | `platform` | `mem`, `cpus[:n]`, `timer`, `tsc`, `rtc`, `serial-echo`, `serial-irq`, `spin:ms`, `ticker:n`, `heartbeat`, `wait-power-button[:s]` |
 //! | `bus` | `pci` |
 //! | `disk` | `blk-info`, `blk-verify`, `blk-read-verify`, `blk-sum`, `blk-indirect`, `blk-poll`, `blk-discard`, `blk-zeroes`, `blk-ro`, `blk-oob`, `reset-dev`, `msix-mask` |
+//! | `churn` | `blk-churn[:i[:seed]]` |
 //! | `network` | `net-info`, `net-ping` (also `net-arp`), `net-respond` |
 //! | `sockets` | `vsock-connect:port`, `vsock-listen:port[:n]` |
 //! | `streams` | `rng`, `console-write:text`, `console-echo` |
 //! | `fuzz_registers` | `fuzz-pio`, `fuzz-pci`, `fuzz-config`, each `:seed:n` |
 //! | `fuzz_queue` | `fuzz-queue:seed:n` |
 
+mod blocks;
 mod bus;
+mod churn;
 mod disk;
 mod frame;
 mod fuzz_queue;
@@ -101,6 +104,7 @@ fn parse_number(text: &str) -> Outcome<u64> {
 type Task = fn(&mut Machine, &Arguments, &mut Line) -> Outcome;
 
 const TASKS: &[(&str, Task)] = &[
+    ("blk-churn", churn::churn),
     ("blk-discard", disk::discard),
     ("blk-indirect", disk::indirect),
     ("blk-info", disk::info),

@@ -7,6 +7,7 @@ use super::{Arguments, put};
 use crate::apic::Trigger;
 use crate::boot;
 use crate::clock::{Deadline, now};
+use crate::interrupts::Vector;
 use crate::line::{Line, Outcome};
 use crate::machine::{Machine, SOURCE_TIMER};
 use crate::start::Range;
@@ -331,25 +332,54 @@ pub fn power_button(machine: &mut Machine, arguments: &Arguments, report: &mut L
 
 /// Waits for the power button, for ever or for so many seconds. Gives the number of interrupts that it took.
 pub fn wait_for_power_button(machine: &mut Machine, seconds: Option<u64>) -> Outcome<u32> {
-    const GSI: u32 = 9;
-    const EVENTS: u16 = 0x608;
-    const POWER_BUTTON: u8 = 1;
-    let vector = machine.gsi_vector(GSI, Trigger::Edge, false)?;
-    let first = vector.count();
+    let mut button = PowerButton::listen(machine)?;
     let deadline = seconds.map(|seconds| machine.clock.deadline_ms(seconds * 1000));
     say!("# waiting for the power button");
-    // An event may have come before the interrupt was routed.
-    let mut seen = first;
-    let mut events = port::read8(EVENTS);
-    while events == 0xff || events & POWER_BUTTON == 0 {
-        while vector.count() == seen {
-            if deadline.is_some_and(Deadline::passed) {
-                return Err(failure!("timeout"));
-            }
-            core::hint::spin_loop();
+    while !button.is_pressed() {
+        if deadline.is_some_and(Deadline::passed) {
+            return Err(failure!("timeout"));
         }
-        seen = vector.count();
-        events = port::read8(EVENTS);
+        core::hint::spin_loop();
     }
-    Ok(vector.count() - first)
+    Ok(button.interrupts())
+}
+
+/// The power button, for tasks that work until it is pressed.
+pub struct PowerButton {
+    vector: Vector,
+    first: u32,
+    /// Interrupts after which the events were read; none before they were.
+    seen: Option<u32>,
+}
+
+impl PowerButton {
+    /// Routes its interrupt here.
+    pub fn listen(machine: &mut Machine) -> Outcome<Self> {
+        const GSI: u32 = 9;
+        let vector = machine.gsi_vector(GSI, Trigger::Edge, false)?;
+        Ok(Self {
+            vector,
+            first: vector.count(),
+            seen: None,
+        })
+    }
+
+    /// True once for each press. Cheap: the events are read only after an interrupt, and at the first call, since
+    /// one may have come before the interrupt was routed.
+    pub fn is_pressed(&mut self) -> bool {
+        const EVENTS: u16 = 0x608;
+        const POWER_BUTTON: u8 = 1;
+        let count = self.vector.count();
+        if self.seen == Some(count) {
+            return false;
+        }
+        self.seen = Some(count);
+        let events = port::read8(EVENTS);
+        events != 0xff && events & POWER_BUTTON != 0
+    }
+
+    /// Interrupts that have come.
+    pub fn interrupts(&self) -> u32 {
+        self.vector.count() - self.first
+    }
 }
