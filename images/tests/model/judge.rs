@@ -17,7 +17,12 @@ pub fn judge(dir: &Path, specs: &[LayerSpec], shape: &Shape, model: &[u8]) -> Re
     if shape.data == Data::Raw {
         let raw = std::fs::read(dir.join("data")).map_err(|e| e.to_string())?;
         if raw != model {
-            return Err("the raw data file is not what the guest sees".into());
+            let same = raw.iter().zip(model).take_while(|(a, b)| a == b).count();
+            return Err(format!(
+                "the raw data file is not what the guest sees: {:#x} and {:#x} bytes, of which {same:#x} are the same",
+                raw.len(),
+                model.len()
+            ));
         }
     }
     let port = Port::new();
