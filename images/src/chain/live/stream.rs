@@ -59,7 +59,6 @@ pub async fn stream(port: &Port, volume: &Volume, base: usize, progress: &Progre
     top.flush(port).await?;
     let drained = volume.drain().await;
     let top_layer = view.stack.top().clone();
-    top.flush(port).await?;
     top.set_backing(port, kept.first()).await?;
     volume.change(&drained, |view| {
         view.on({
