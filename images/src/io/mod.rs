@@ -10,6 +10,7 @@ mod file;
 mod port;
 pub mod sim;
 mod tasks;
+pub mod uring;
 
 pub use blocking::{block_on, block_on_with, carry_out};
 pub use buffer::{Buffer, Span};

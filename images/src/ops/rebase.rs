@@ -18,6 +18,10 @@ pub async fn rebase(
     let mut layers = vec![top.clone()];
     layers.extend_from_slice(old);
     let disk = Stack::new(layers);
+    // A zero is only written where something below would show.
+    let mut layers = vec![top.clone()];
+    layers.extend_from_slice(new);
+    let later = Stack::new(layers);
     let unit = match top {
         Layer::Qcow2(image) => image.geometry().unit(),
         Layer::Raw(_) => 4096,
@@ -44,7 +48,7 @@ pub async fn rebase(
                 let [was, is] = [&buffers[0], &buffers[1]].map(|b| b.part(0, len as usize));
                 read(port, old, at, &was).await?;
                 read(port, new, at, &is).await?;
-                keep(port, &disk, at, len as usize, unit, &buffers).await?;
+                keep(port, [&disk, &later], at, len as usize, unit, &buffers).await?;
             }
         }
         at += len;
@@ -53,10 +57,11 @@ pub async fn rebase(
     disk.flush(port).await
 }
 
-/// Writes the blocks of the first buffer that differ from the second's.
+/// Writes the blocks of the first buffer that differ from the second's: data as the disk is with the
+/// old layers, which fill up the rest of a cluster, and zeroes as it will be with the new ones.
 async fn keep(
     port: &Port,
-    disk: &Stack,
+    [disk, later]: [&Stack; 2],
     at: u64,
     len: usize,
     unit: u64,
@@ -78,7 +83,7 @@ async fn keep(
     for (start, len) in runs {
         let from = (start - at) as usize;
         if is_zero(&buffers[0].bytes()[from..from + len as usize]) {
-            disk.zero(port, start, len, false).await?;
+            later.zero(port, start, len, false).await?;
         } else {
             let part = buffers[0].part(from, len as usize);
             disk.write(port, start, &part).await?;

@@ -74,24 +74,33 @@ impl Source {
         specs
     }
 
-    fn file_options(&self, readonly: bool) -> FileOptions {
+    /// How to open its file.
+    pub fn file_options_for(&self, readonly: bool, direct: bool) -> FileOptions {
         FileOptions {
             readonly,
-            direct: false,
+            direct,
             unlocked: self.force_share,
         }
     }
 
+    fn file_options(&self, readonly: bool) -> FileOptions {
+        self.file_options_for(readonly, false)
+    }
+
+    /// Opens the whole disk so.
+    pub async fn open_with(&self, port: &Port, options: &FileOptions) -> Result<Stack, Failure> {
+        let stack = Stack::open(port, &self.specs(), options, CACHE).await;
+        stack.map_err(hint)
+    }
+
     /// Opens the whole disk for reading.
     pub async fn open(&self, port: &Port) -> Result<Stack, Failure> {
-        let stack = Stack::open(port, &self.specs(), &self.file_options(true), CACHE).await;
-        stack.map_err(hint)
+        self.open_with(port, &self.file_options(true)).await
     }
 
     /// Opens the whole disk, the image for writing.
     pub async fn open_writable(&self, port: &Port) -> Result<Stack, Failure> {
-        let stack = Stack::open(port, &self.specs(), &self.file_options(false), CACHE).await;
-        stack.map_err(hint)
+        self.open_with(port, &self.file_options(false)).await
     }
 
     /// Opens only the image, whatever it lies on.

@@ -1,5 +1,6 @@
 //! `skerry image`: after `qemu-img`'s conventions, except that formats and layers are never guessed.
 
+mod bench;
 mod bitmap;
 mod bytes;
 mod check;
@@ -61,6 +62,8 @@ enum Command {
     Snapshot(snapshot::Snapshot),
     /// List and change persistent bitmaps of what changed
     Bitmap(bitmap::Bitmap),
+    /// Measure how fast an image is read or written
+    Bench(bench::Bench),
 }
 
 impl Image {
@@ -79,6 +82,7 @@ impl Image {
             Command::Commit(c) => (c.run(), 1),
             Command::Snapshot(c) => (c.run(), 1),
             Command::Bitmap(c) => (c.run(), 1),
+            Command::Bench(c) => (c.run(), 1),
         };
         ExitCode::from(outcome.unwrap_or_else(|failure| {
             failure.print();
