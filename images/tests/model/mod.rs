@@ -1,6 +1,7 @@
 //! One seeded sequence of operations on one image, and the plain model that it is compared with.
 
 mod judge;
+mod layers;
 mod shape;
 
 use std::ops::Range;
@@ -132,6 +133,7 @@ impl Case {
         if let Err(what) = judge::judge(self.dir.path(), &self.specs, &self.shape, &self.model) {
             self.fail(&what);
         }
+        self.merge();
     }
 
     fn fail(&self, what: &str) -> ! {
@@ -160,7 +162,7 @@ impl Case {
         let (at, len) = self.range();
         let (port, stack) = (self.port.clone(), self.stack());
         let range = at as usize..(at + len) as usize;
-        match self.dice.below(20) {
+        match self.dice.below(21) {
             0..=6 => {
                 let byte = self.dice.next() as u8;
                 self.log.push(format!("write {at:#x}+{len:#x} {byte:#x}"));
@@ -192,6 +194,7 @@ impl Case {
             13 | 14 => self.pack(at),
             15 => self.reopen(),
             16 | 17 => self.snapshot(),
+            18 => self.rebase(),
             _ => {
                 let is = self.read(at, len);
                 if is != self.model[range] {
