@@ -47,6 +47,30 @@ pub fn programs() -> Result<Programs> {
     })
 }
 
+/// Builds the load of the Linux guest: linked statically, since the guest's libraries are not this host's.
+///
+/// # Errors
+/// When the build fails.
+pub fn guest_churn() -> Result<PathBuf> {
+    const NAME: &str = "skerry-churn";
+    program(
+        &built(&[
+            "rustc",
+            "--release",
+            "--package",
+            "skerry-guest-churn",
+            "--bin",
+            NAME,
+            "--",
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "strip=symbols",
+        ])?,
+        NAME,
+    )
+}
+
 /// Builds one end-to-end tier's test program.
 ///
 /// # Errors
@@ -75,9 +99,12 @@ fn program(built: &[(String, PathBuf)], name: &str) -> Result<PathBuf> {
 /// Runs cargo, its progress and diagnostics on stderr as usual, and returns every executable with its target's name.
 fn built(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let mut cargo = Command::new(workspace::cargo());
+    // Behind the subcommand, because words behind `--` are the compiler's.
+    let (subcommand, rest) = arguments.split_at(1);
     cargo
-        .args(arguments)
+        .args(subcommand)
         .arg("--message-format=json-render-diagnostics")
+        .args(rest)
         .current_dir(workspace::root());
     let shown = command::shown(&cargo);
     let mut child = cargo

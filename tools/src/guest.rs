@@ -11,14 +11,14 @@ use crate::download::{self, Package};
 use crate::modules::{self, Modules};
 use crate::packages::{self, Need};
 use crate::progress::Step;
-use crate::{command, cpio, kernel, workspace};
+use crate::{cargo, command, cpio, kernel, workspace};
 
 /// The kernel that Debian makes for virtual machines.
 const KERNEL: &str = "linux-image-cloud-amd64";
 /// Packages that programs depend on for their installation alone.
 const NOT_IN_A_GUEST: [&str; 2] = ["debconf", "debconf-2.0"];
 /// Counted up when this file makes the guest differently.
-const EDITION: u32 = 1;
+const EDITION: u32 = 2;
 /// Size, name and identity of the root file system; fixed, so that two builds are alike.
 const ROOT_SIZE: &str = "64M";
 const ROOT_LABEL: &str = "skerry-root";
@@ -187,6 +187,9 @@ fn make(guest: &Guest, scratch: &Path) -> Result<Vec<Package>> {
     )?;
 
     furnish(&root, &busybox, &recipes)?;
+    let churn = root.join("usr/bin/skerry-churn");
+    fs::copy(cargo::guest_churn()?, &churn)
+        .with_context(|| format!("cannot write {}", churn.display()))?;
     make_disk(&root, &guest.root_disk())?;
     step.done("");
 

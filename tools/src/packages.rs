@@ -38,6 +38,14 @@ pub const NETWORK: [Need; 2] = [
     },
 ];
 
+/// What judges disk images from outside.
+pub const IMAGES: Need = Need {
+    program: "qemu-img",
+    package: "qemu-utils",
+    major: None,
+    why: "making and checking disk images that tests compare ours with",
+};
+
 impl Need {
     fn is_met(&self) -> bool {
         in_path(self.program)

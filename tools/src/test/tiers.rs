@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use super::count::{self, Count};
+use crate::packages::Need;
 use crate::probe::{Probe, probe};
 use crate::progress::Step;
 use crate::{cargo, command, guest, packages, workspace};
@@ -14,8 +15,12 @@ use crate::{cargo, command, guest, packages, workspace};
 /// The lab tier's time limit in the lab, in seconds.
 const LAB_TIMEOUT: &str = "1800";
 
+/// What the end-to-end tiers' tests use.
+const END_TO_END: [Need; 3] = [packages::NETWORK[0], packages::NETWORK[1], packages::IMAGES];
+
 /// Unit, property and documentation tests of all crates but the end-to-end one.
 pub fn unit(filter: Option<&str>, count: &mut Count) -> Result<()> {
+    packages::ensure(&[packages::IMAGES])?;
     let mut test = Command::new(workspace::cargo());
     test.args([
         "test",
@@ -33,7 +38,7 @@ pub fn unit(filter: Option<&str>, count: &mut Count) -> Result<()> {
 pub fn kvm(filter: Option<&str>, count: &mut Count) -> Result<()> {
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     kvm.context("this tier needs /dev/kvm: load the module kvm_intel or kvm_amd, and be root or in the group kvm")?;
-    packages::ensure(&packages::NETWORK)?;
+    packages::ensure(&END_TO_END)?;
     let environment = environment(&build_programs()?, None);
     let tests = build_tests("kvm")?;
     counted(
@@ -47,7 +52,7 @@ pub fn kvm(filter: Option<&str>, count: &mut Count) -> Result<()> {
 
 /// Linux guests: on this host's KVM when it can run them, in the lab when not or when told to.
 pub fn lab(filter: Option<&str>, in_lab: bool, count: &mut Count) -> Result<()> {
-    packages::ensure(&packages::NETWORK)?;
+    packages::ensure(&END_TO_END)?;
     let programs = build_programs()?;
     let tests = build_tests("lab")?;
     let guest = guest::build()?;
