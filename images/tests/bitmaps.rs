@@ -3,8 +3,11 @@
 mod tools;
 
 use serde_json::Value;
-use skerry_images::io::block_on;
+use skerry_images::chain::live::Progress;
+use skerry_images::chain::{Format, LayerSpec, Stack};
 use skerry_images::io::sim::Dice;
+use skerry_images::io::{FileOptions, block_on};
+use skerry_images::ops::{merge, rebase};
 use skerry_images::qcow2::{BitmapInfo, Image, Tracker};
 use tools::{Bench, qemu_img, qemu_json};
 
@@ -251,4 +254,47 @@ fn an_external_data_file_can_have_bitmaps() {
     drop(image);
     bench.check_clean("stored");
     assert_eq!(through_qemu(&bench, "a", 65536), [0..65536]);
+}
+
+#[test]
+fn a_merge_marks_what_it_writes_and_a_rebase_nothing() {
+    let mut bench = Bench::empty();
+    let dir = bench.dir.path().to_owned();
+    let (top, below) = (bench.top(), dir.join("below").display().to_string());
+    let create = ["create", "-q", "-f", "qcow2"];
+    qemu_img(&[&create[..], &[&below, "8M"]].concat());
+    qemu_img(&[&create[..], &["-b", &below, "-F", "qcow2", &top, "8M"]].concat());
+    for image in [&top, &below] {
+        qemu_img(&["bitmap", "--add", image, "a"]);
+    }
+    let below = LayerSpec::new(Format::Qcow2, dir.join("below"));
+    bench.specs.push(below.clone());
+    let (port, stack) = (&bench.port, bench.stack());
+    let trackers = block_on(port, stack.load_bitmaps(port)).expect("loads");
+    bench.write_to(&stack, 1 << 20, 1 << 20, 1);
+    trackers[0].mark(1 << 20, 1 << 20);
+    block_on(port, stack.store_bitmaps(port, &trackers)).expect("stores");
+    let progress = Progress::default();
+    let old = &stack.layers()[1..];
+    let moved = rebase(port, stack.top(), old, &[], &progress);
+    block_on(port, moved).expect("rebases");
+    block_on(port, stack.close(port)).expect("closes");
+    let top = stack.top().clone();
+    drop(stack);
+    let options = FileOptions {
+        unlocked: true,
+        ..FileOptions::default()
+    };
+    let opened = block_on(port, below.open(port, &options, 0)).expect("opens");
+    let layers = [top.clone(), opened.clone()];
+    block_on(port, merge(port, &layers, &progress)).expect("merges");
+    for layer in layers {
+        let stack = Stack::new(vec![layer]);
+        let trackers = block_on(port, stack.load_bitmaps(port)).expect("loads");
+        let dirty: Vec<_> = trackers[0].dirty().collect();
+        assert_eq!(dirty, [1 << 20..2 << 20]);
+        block_on(port, stack.store_bitmaps(port, &trackers)).expect("stores");
+        block_on(port, stack.close(port)).expect("closes");
+    }
+    bench.check_clean("merged");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{Layer, MAX_LAYERS, Raw};
 use crate::io::{FileOptions, ImageFile, Port, Span};
-use crate::qcow2::{Image, OpenOptions};
+use crate::qcow2::{Image, OpenOptions, Tracker};
 use crate::{Error, Result};
 
 /// An image format. Always given, never guessed.
@@ -263,6 +263,22 @@ impl Stack {
                 port.set_len(raw.file(), size).await?;
                 port.flush(raw.file()).await
             }
+        }
+    }
+
+    /// Takes the top's persistent bitmaps: see [`Image::load_bitmaps`]. A raw image has none.
+    pub async fn load_bitmaps(&self, port: &Port) -> Result<Vec<Tracker>> {
+        match self.top() {
+            Layer::Qcow2(image) if !image.file().readonly() => image.load_bitmaps(port).await,
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Gives them back: see [`Image::store_bitmaps`].
+    pub async fn store_bitmaps(&self, port: &Port, trackers: &[Tracker]) -> Result<()> {
+        match self.top() {
+            Layer::Qcow2(image) => image.store_bitmaps(port, trackers).await,
+            Layer::Raw(_) => Ok(()),
         }
     }
 

@@ -4,6 +4,7 @@ use super::{PIECE, extent};
 use crate::chain::live::Progress;
 use crate::chain::{Layer, Stack};
 use crate::io::{Buffer, Port};
+use crate::qcow2::Tracker;
 use crate::{Error, Result};
 
 /// Copies what the first layer has into the second, which is open for writing, and makes it durable
@@ -24,6 +25,8 @@ pub async fn merge(port: &Port, layers: &[Layer], progress: &Progress) -> Result
     if target.size() < size {
         target.resize(port, size).await?;
     }
+    let trackers = target.load_bitmaps(port).await?;
+    let mark = |at, len| trackers.iter().for_each(|t: &Tracker| t.mark(at, len));
     progress.expect(size);
     let buffer = Buffer::new(PIECE as usize);
     let mut at = 0;
@@ -43,12 +46,15 @@ pub async fn merge(port: &Port, layers: &[Layer], progress: &Progress) -> Result
             len = len.min(most);
             let span = buffer.part(0, len as usize);
             crate::chain::read(port, alone, at, &span).await?;
+            mark(at, len);
             target.write(port, at, &span).await?;
         } else if first.present {
+            mark(at, len);
             target.zero(port, at, len, true).await?;
         }
         at += len;
         progress.step(len)?;
     }
-    target.flush(port).await
+    target.flush(port).await?;
+    target.store_bitmaps(port, &trackers).await
 }

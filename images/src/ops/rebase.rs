@@ -26,6 +26,8 @@ pub async fn rebase(
         Layer::Qcow2(image) => image.geometry().unit(),
         Layer::Raw(_) => 4096,
     };
+    // The disk stays what it is: nothing is to be marked.
+    let trackers = disk.load_bitmaps(port).await?;
     let alone = std::slice::from_ref(top);
     let buffers = [Buffer::new(PIECE as usize), Buffer::new(PIECE as usize)];
     let size = disk.size();
@@ -54,7 +56,8 @@ pub async fn rebase(
         at += len;
         progress.step(len)?;
     }
-    disk.flush(port).await
+    disk.flush(port).await?;
+    disk.store_bitmaps(port, &trackers).await
 }
 
 /// Writes the blocks of the first buffer that differ from the second's: data as the disk is with the

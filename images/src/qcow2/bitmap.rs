@@ -17,6 +17,9 @@ use crate::{Error, Result};
 
 /// Bitmaps of at most so many bytes are counted to be shown.
 const CHEAP: u64 = 1 << 20;
+/// The longest name of a backing format that leaves the bitmaps in the header's first sector: that
+/// has 112 bytes of fields, 8 before the name, and 32 for the bitmaps.
+const MAX_FORMAT: usize = 512 - 112 - 8 - 32;
 
 /// A persistent bitmap, to be shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -266,6 +269,12 @@ impl Image {
             return Err(Error::ReadOnly {
                 path: self.path().to_owned(),
             });
+        }
+        // The extension lies behind that with the format of the layer below, and must be switched with
+        // the first sector.
+        let format = self.header().backing_format;
+        if format.is_some_and(|f| f.len() > MAX_FORMAT) {
+            return Err(self.invalid("its header has no room for bitmaps"));
         }
         let g = self.geometry();
         let mut bytes = Vec::new();
