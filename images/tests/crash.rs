@@ -56,6 +56,17 @@ fn cut_everywhere(seed: u64) -> u64 {
     points
 }
 
+/// A thread that panics ends the others, too.
+struct StopAll<'a>(&'a AtomicU64);
+
+impl Drop for StopAll<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(u64::MAX / 2, Ordering::Relaxed);
+        }
+    }
+}
+
 #[test]
 fn a_power_cut_leaves_a_sound_image_with_all_that_was_flushed() {
     let wanted = number("SKERRY_CRASH_POINTS", 3000);
@@ -63,6 +74,7 @@ fn a_power_cut_leaves_a_sound_image_with_all_that_was_flushed() {
     let done = AtomicU64::new(0);
     let started = Instant::now();
     let work = || {
+        let _stop = StopAll(&done);
         while done.load(Ordering::Relaxed) < wanted {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             let points = cut_everywhere(seed);

@@ -1,62 +1,19 @@
 //! Checking an image: every reference is counted and compared with the refcounts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Image;
-use super::counts::Counts;
+use super::counts::{Counts, PAGE};
 use super::entry::{COPIED, Entry, OFFSET};
 use super::geometry::{refcount, set_refcount};
-use super::header::{autoclear, incompatible};
+use super::header::{MAX_L1, autoclear, incompatible};
 use super::image::read_table;
+use super::rebuild::write_refcounts;
 use super::state::SECTOR_ENTRIES;
 use crate::Result;
 use crate::io::{Buffer, Port};
 
-/// Messages that a report keeps; the rest is only counted.
-const KEPT: usize = 1000;
-
-/// What a check found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    /// What is wrong and could damage data.
-    pub corruptions: u64,
-    /// Clusters that nothing refers to, but whose refcount says otherwise.
-    pub leaks: u64,
-    /// Corruptions that were mended.
-    pub corruptions_fixed: u64,
-    /// Leaks that were mended.
-    pub leaks_fixed: u64,
-    /// Guest clusters in all.
-    pub total_clusters: u64,
-    /// Guest clusters with data.
-    pub allocated_clusters: u64,
-    /// Of these, compressed.
-    pub compressed_clusters: u64,
-    /// Of these, not right behind their neighbour.
-    pub fragmented_clusters: u64,
-    /// Where the last cluster in use ends.
-    pub image_end: u64,
-    /// The first findings, in words.
-    pub messages: Vec<String>,
-}
-
-impl Report {
-    fn say(&mut self, message: impl FnOnce() -> String) {
-        if self.messages.len() < KEPT {
-            self.messages.push(message());
-        }
-    }
-
-    fn corrupt(&mut self, message: impl FnOnce() -> String) {
-        self.corruptions += 1;
-        self.say(|| format!("ERROR {}", message()));
-    }
-
-    /// Nothing is wrong, not even a leak.
-    pub fn clean(&self) -> bool {
-        self.corruptions == 0 && self.leaks == 0
-    }
-}
+pub use super::report::Report;
 
 /// What a check may mend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,14 +27,28 @@ pub enum Repair {
     All,
 }
 
-struct Checker<'a> {
+pub(super) struct Checker<'a> {
     image: &'a Image,
     port: &'a Port,
-    counts: Counts,
-    report: Report,
+    pub(super) counts: Counts,
+    pub(super) report: Report,
     repair: Repair,
-    /// Clusters from here on are beyond the file's end.
+    /// Clusters behind this one are beyond the file's end.
     end: u64,
+    /// Something that has references cannot be read: what it refers to is not known.
+    blind: bool,
+}
+
+/// L2 tables, each to be looked at once however many L1 entries refer to it.
+#[derive(Default)]
+struct Tables {
+    /// Whose L1 table, the entry's index, and where it points to.
+    found: Vec<(u32, u32, u64)>,
+    times: HashMap<u64, u32>,
+    /// Whose: nobody's name is that of the active L1 table.
+    names: Vec<String>,
+    /// Bytes of L1 tables.
+    bytes: u64,
 }
 
 /// Checks an image that was opened for checking, and mends what `repair` says.
@@ -85,15 +56,24 @@ pub async fn check(image: &Image, port: &Port, repair: Repair) -> Result<Report>
     let mut checker = Checker::new(image, port, repair);
     checker.count().await?;
     checker.compare().await?;
-    let rebuilt =
-        repair == Repair::All && checker.report.corruptions > checker.report.corruptions_fixed;
-    if rebuilt {
+    let broken = checker.report.corruptions > checker.report.corruptions_fixed;
+    if repair == Repair::All && broken && !checker.blind {
         write_refcounts(image, port, &checker.counts).await?;
         checker.copied_flags(true).await?;
-        checker.report.corruptions_fixed = checker.report.corruptions;
-        checker.report.leaks_fixed = checker.report.leaks;
+        // What cannot be mended is found again.
+        port.flush(image.file()).await?;
+        let mut again = Checker::new(image, port, Repair::None);
+        again.count().await?;
+        again.compare().await?;
+        again.copied_flags(false).await?;
+        let fixed = |was: u64, is: u64| was.saturating_sub(is);
+        let (was, is) = (&mut checker.report, &again.report);
+        was.corruptions_fixed = fixed(was.corruptions, is.corruptions);
+        was.leaks_fixed = fixed(was.leaks, is.leaks);
     } else {
-        checker.copied_flags(repair == Repair::All).await?;
+        checker
+            .copied_flags(repair == Repair::All && !checker.blind)
+            .await?;
     }
     if repair == Repair::All && checker.report.corruptions == checker.report.corruptions_fixed {
         let marks = incompatible::CORRUPT | incompatible::DIRTY;
@@ -109,21 +89,8 @@ pub async fn check(image: &Image, port: &Port, repair: Repair) -> Result<Report>
     Ok(checker.report)
 }
 
-/// Makes refcounts of an image that was not closed right again, from what refers to its clusters.
-pub(super) async fn rebuild(image: &Image, port: &Port) -> Result<()> {
-    let mut checker = Checker::new(image, port, Repair::None);
-    checker.count().await?;
-    if checker.report.corruptions > 0 {
-        return Err(image.corrupt(checker.report.messages.join("; ")));
-    }
-    write_refcounts(image, port, &checker.counts).await?;
-    checker.copied_flags(true).await?;
-    image.state().header.incompatible &= !incompatible::DIRTY;
-    image.write_header(port).await
-}
-
 impl<'a> Checker<'a> {
-    fn new(image: &'a Image, port: &'a Port, repair: Repair) -> Checker<'a> {
+    pub(super) fn new(image: &'a Image, port: &'a Port, repair: Repair) -> Checker<'a> {
         let g = image.geometry();
         Checker {
             image,
@@ -134,66 +101,62 @@ impl<'a> Checker<'a> {
                 ..Report::default()
             },
             repair,
-            end: if image.file().block_device() {
-                u64::MAX
-            } else {
-                g.clusters(image.file().end())
-            },
+            end: g.clusters(image.file().end()),
+            blind: false,
         }
     }
 
-    fn refer(&mut self, offset: u64, bytes: u64, what: impl Fn() -> String) -> bool {
+    /// Counts a reference to every cluster of a range, `times` over. False if it is not in the file.
+    fn refer(&mut self, offset: u64, bytes: u64, times: u32, what: impl Fn() -> String) -> bool {
         let bits = self.image.geometry().cluster_bits;
         if bytes == 0 {
             return true;
         }
-        let last = (offset + bytes - 1) >> bits;
-        if last > self.end {
+        let last = offset.checked_add(bytes - 1).map(|last| last >> bits);
+        let Some(last) = last.filter(|last| *last <= self.end) else {
             self.report
                 .corrupt(|| format!("{} at {offset:#x} is beyond the file's end", what()));
             return false;
-        }
+        };
         for cluster in offset >> bits..=last {
-            self.counts.add(cluster);
+            self.counts.add_many(cluster, times);
         }
         true
     }
 
-    async fn count(&mut self) -> Result<()> {
+    pub(super) async fn count(&mut self) -> Result<()> {
         let g = self.image.geometry();
         let header = self.image.header();
-        self.refer(0, g.cluster(), || "the header".into());
+        self.refer(0, g.cluster(), 1, || "the header".into());
         let reftable_bytes = u64::from(header.reftable_clusters) << g.cluster_bits;
-        self.refer(header.reftable_offset, reftable_bytes, || {
+        self.refer(header.reftable_offset, reftable_bytes, 1, || {
             "the refcount table".into()
         });
         let reftable = self.image.state().reftable.clone();
         for (i, block) in reftable.iter().enumerate().filter(|(_, b)| **b != 0) {
-            self.refer(*block, g.cluster(), || format!("refblock {i}"));
+            if block.is_multiple_of(g.cluster()) {
+                self.refer(*block, g.cluster(), 1, || format!("refblock {i}"));
+            } else {
+                self.report
+                    .corrupt(|| format!("refblock {i} is at {block:#x}, not a cluster's start"));
+            }
         }
         let l1 = self.image.state().l1.clone();
-        self.refer(header.l1_offset, l1.len() as u64 * 8, || {
+        self.refer(header.l1_offset, l1.len() as u64 * 8, 1, || {
             "the L1 table".into()
         });
-        self.count_l1(&l1, true, "").await?;
-        let snapshots = super::snapshot::read_list(self.image, self.port).await;
-        match snapshots {
-            Ok((list, bytes)) => {
-                self.refer(header.snapshots_offset, bytes, || {
-                    "the snapshot table".into()
-                });
-                for snapshot in list {
-                    let bytes = u64::from(snapshot.l1_entries) * 8;
-                    let name = format!("snapshot {}'s ", snapshot.id);
-                    if self.refer(snapshot.l1_offset, bytes, || format!("{name}L1 table")) {
-                        let file = self.image.file();
-                        let l1 = read_table(self.port, file, snapshot.l1_offset, bytes).await?;
-                        self.count_l1(&l1, false, &name).await?;
-                    }
-                }
+        let mut tables = Tables::default();
+        let dropped = self.gather(&mut tables, &l1, String::new());
+        if !dropped.is_empty() && self.repair == Repair::All {
+            let mut l1 = l1;
+            for i in dropped {
+                l1[i] = 0;
             }
-            Err(e) => self.report.corrupt(|| e.to_string()),
+            self.replace_l1(l1);
+            self.image.commit(self.port, true, false).await?;
         }
+        self.count_snapshots(&mut tables).await?;
+        self.count_tables(tables).await?;
         if let Some(bitmaps) = header
             .bitmaps
             .filter(|_| header.autoclear & autoclear::BITMAPS != 0)
@@ -201,20 +164,61 @@ impl<'a> Checker<'a> {
             match super::directory::places(self.image, self.port, &bitmaps).await {
                 Ok(places) => {
                     for (offset, bytes) in places {
-                        self.refer(offset, bytes, || "a bitmap".into());
+                        self.refer(offset, bytes, 1, || "a bitmap".into());
                     }
                 }
-                Err(e) => self.report.corrupt(|| e.to_string()),
+                Err(e) => self.cannot_see(e.to_string()),
             }
         }
         Ok(())
     }
 
-    async fn count_l1(&mut self, l1: &[u64], active: bool, whose: &str) -> Result<()> {
+    fn cannot_see(&mut self, what: String) {
+        self.blind = true;
+        self.report.corrupt(|| what);
+    }
+
+    async fn count_snapshots(&mut self, tables: &mut Tables) -> Result<()> {
+        let (list, bytes) = match super::snapshot::read_list(self.image, self.port).await {
+            Ok(found) => found,
+            Err(e) => {
+                self.cannot_see(e.to_string());
+                return Ok(());
+            }
+        };
+        let file = self.image.file();
+        self.refer(self.image.header().snapshots_offset, bytes, 1, || {
+            "the snapshot table".into()
+        });
+        for snapshot in list {
+            let bytes = u64::from(snapshot.l1_entries) * 8;
+            let name = format!("snapshot {}'s ", snapshot.id.escape_debug());
+            // Tables that do not overlap fit into the file.
+            tables.bytes += bytes;
+            if bytes > MAX_L1 || tables.bytes > file.end() {
+                self.cannot_see(format!("{name}L1 table has {bytes} bytes"));
+                continue;
+            }
+            let at = snapshot.l1_offset;
+            if !self.refer(at, bytes, 1, || format!("{name}L1 table")) {
+                self.blind = true;
+                continue;
+            }
+            match read_table(self.port, file, at, bytes).await {
+                Ok(l1) => {
+                    self.gather(tables, &l1, name);
+                }
+                Err(e) => self.cannot_see(e.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts what an L1 table refers to, and remembers it. The entries that cannot be.
+    fn gather(&mut self, tables: &mut Tables, l1: &[u64], whose: String) -> Vec<usize> {
         let g = self.image.geometry();
-        let version = self.image.header().version;
-        let external = self.image.external();
-        let mut next = 0;
+        let mut dropped = Vec::new();
+        let owner = tables.names.len() as u32;
         for (i, word) in l1.iter().enumerate() {
             let table = word & OFFSET;
             if table == 0 {
@@ -223,84 +227,135 @@ impl<'a> Checker<'a> {
             if !table.is_multiple_of(g.cluster()) {
                 self.report
                     .corrupt(|| format!("{whose}L1 entry {i} is {word:#x}, not a cluster's start"));
-                continue;
+                dropped.push(i);
+            } else if self.refer(table, g.cluster(), 1, || format!("{whose}L2 table {i}")) {
+                tables.found.push((owner, i as u32, table));
+                *tables.times.entry(table).or_default() += 1;
+            } else {
+                dropped.push(i);
             }
-            if !self.refer(table, g.cluster(), || format!("{whose}L2 table {i}")) {
+        }
+        tables.names.push(whose);
+        dropped
+    }
+
+    async fn count_tables(&mut self, mut tables: Tables) -> Result<()> {
+        let g = self.image.geometry();
+        let version = self.image.header().version;
+        let external = self.image.external();
+        // What cannot be used becomes zeroes, where there is a way to say so.
+        let nothing = match (version, g.extended) {
+            (..3, _) => Entry::default(),
+            (_, false) => Entry { word: 1, bitmap: 0 },
+            (_, true) => Entry::default().with_bits(0, u32::MAX),
+        };
+        let mut next = 0;
+        for (owner, i, table) in tables.found {
+            let Some(times) = tables.times.remove(&table) else {
                 continue;
-            }
-            let buffer = Buffer::new(g.cluster() as usize);
+            };
+            let whose = &tables.names[owner as usize];
+            let mut buffer = Buffer::new(g.cluster() as usize);
             self.port
                 .read(self.image.file(), table, buffer.span())
                 .await?;
+            let mut changed = false;
             for j in 0..g.l2_entries() {
                 let entry = Entry::read(buffer.bytes(), &g, j);
-                if let Some(what) = entry.defect(&g, version, external) {
-                    self.report.corrupt(|| {
-                        format!("{whose}L2 table {i}: entry {j} ({:#x}) {what}", entry.word)
-                    });
+                if entry == Entry::default() {
                     continue;
                 }
-                let Some((first, count)) = entry.references(&g, external) else {
-                    continue;
-                };
-                let offset = first << g.cluster_bits;
-                self.refer(offset, count << g.cluster_bits, || {
-                    format!("{whose}the data of entry {j} of L2 table {i}")
-                });
-                if active {
-                    self.report.allocated_clusters += 1;
-                    if entry.compressed() {
-                        self.report.compressed_clusters += 1;
-                        self.report.fragmented_clusters += 1;
-                    } else {
-                        if next != 0 && first != next {
-                            self.report.fragmented_clusters += 1;
-                        }
-                        next = first + 1;
+                let fits = match entry.defect(&g, version, external) {
+                    Some(what) => {
+                        self.report.corrupt(|| {
+                            format!("{whose}L2 table {i}: entry {j} ({:#x}) {what}", entry.word)
+                        });
+                        false
                     }
+                    None => match entry.references(&g, external) {
+                        None => true,
+                        Some((first, count)) => {
+                            let (at, bytes) = (first << g.cluster_bits, count << g.cluster_bits);
+                            self.refer(at, bytes, times, || {
+                                format!("{whose}the data of entry {j} of L2 table {i}")
+                            })
+                        }
+                    },
+                };
+                if !fits {
+                    nothing.store(buffer.bytes_mut(), &g, j);
+                    changed = true;
+                } else if owner == 0 {
+                    self.describe(entry, &mut next);
                 }
+            }
+            if changed && self.repair == Repair::All {
+                self.port
+                    .write(self.image.file(), table, buffer.span())
+                    .await?;
             }
         }
         Ok(())
     }
 
-    async fn compare(&mut self) -> Result<()> {
+    /// Counts a guest cluster of the active tables.
+    fn describe(&mut self, entry: Entry, next: &mut u64) {
+        let g = self.image.geometry();
+        let Some((first, _)) = entry.references(&g, self.image.external()) else {
+            return;
+        };
+        self.report.allocated_clusters += 1;
+        if entry.compressed() {
+            self.report.compressed_clusters += 1;
+            self.report.fragmented_clusters += 1;
+        } else {
+            if *next != 0 && first != *next {
+                self.report.fragmented_clusters += 1;
+            }
+            *next = first + 1;
+        }
+    }
+
+    pub(super) async fn compare(&mut self) -> Result<()> {
         let g = self.image.geometry();
         let reftable = self.image.state().reftable.clone();
         self.report.image_end = (self.counts.last() + 1) << g.cluster_bits;
-        let mut seen = 0;
+        let mut seen = HashSet::new();
+        let mut covered = 0;
         for (i, at) in reftable.iter().enumerate() {
             let first = i as u64 * g.refblock_entries();
-            if *at == 0 || at >> g.cluster_bits >= self.end {
+            if *at == 0 || !at.is_multiple_of(g.cluster()) || at >> g.cluster_bits >= self.end {
+                continue;
+            }
+            if !seen.insert(*at) {
+                self.report
+                    .corrupt(|| format!("refblock {i} is another part's, too: {at:#x}"));
                 continue;
             }
             let mut block = Buffer::new(g.cluster() as usize);
             self.port.read(self.image.file(), *at, block.span()).await?;
             let mut changed = false;
-            for j in 0..g.refblock_entries() {
-                let is = refcount(block.bytes(), g.refcount_order, j);
-                let cluster = first + j;
-                let should = self.counts.get(cluster);
-                seen += u64::from(should > 0);
-                if is == should {
+            let mut j = 0;
+            while j < g.refblock_entries() {
+                // A page of counts at a time: nearly all are nothing in both.
+                let page = self.counts.page(first + j);
+                let n = (PAGE - (first + j) % PAGE).min(g.refblock_entries() - j);
+                let from = (j << g.refcount_order >> 3) as usize;
+                let to = ((j + n) << g.refcount_order >> 3) as usize;
+                if page.is_none() && block.bytes()[from..to].iter().all(|b| *b == 0) {
+                    j += n;
                     continue;
                 }
-                let leak = is > should;
-                if leak {
-                    self.report.leaks += 1;
-                    self.report.say(|| {
-                        format!("Leaked cluster {cluster} refcount={is} reference={should}")
-                    });
-                } else {
-                    self.report
-                        .corrupt(|| format!("cluster {cluster} refcount={is} reference={should}"));
+                for j in j..j + n {
+                    let is = refcount(block.bytes(), g.refcount_order, j);
+                    let should = self.counts.get(first + j);
+                    covered += u64::from(should > 0);
+                    if is != should && self.differs(first + j, is, should) {
+                        set_refcount(block.bytes_mut(), g.refcount_order, j, should);
+                        changed = true;
+                    }
                 }
-                let mends = leak && self.repair != Repair::None;
-                if mends {
-                    set_refcount(block.bytes_mut(), g.refcount_order, j, should);
-                    self.report.leaks_fixed += 1;
-                    changed = true;
-                }
+                j += n;
             }
             if changed {
                 self.port
@@ -309,13 +364,29 @@ impl<'a> Checker<'a> {
             }
         }
         let referred = self.counts.iter().count() as u64;
-        if referred > seen {
-            let missing = referred - seen;
+        if referred > covered {
+            let missing = referred - covered;
             self.report.corruptions += missing - 1;
             self.report
                 .corrupt(|| format!("{missing} clusters are in use where there is no refblock"));
         }
         Ok(())
+    }
+
+    /// Reports a wrong refcount. Whether it is to be mended here.
+    fn differs(&mut self, cluster: u64, is: u64, should: u64) -> bool {
+        if is < should {
+            self.report
+                .corrupt(|| format!("cluster {cluster} refcount={is} reference={should}"));
+            return false;
+        }
+        self.report.leaks += 1;
+        self.report
+            .say(|| format!("Leaked cluster {cluster} refcount={is} reference={should}"));
+        // What cannot be seen may be what has the references.
+        let mends = self.repair != Repair::None && !self.blind;
+        self.report.leaks_fixed += u64::from(mends);
+        mends
     }
 
     fn replace_l1(&self, l1: Vec<u64>) {
@@ -326,11 +397,12 @@ impl<'a> Checker<'a> {
     }
 
     /// The COPIED flags of the active tables say whether the refcount is exactly one.
-    async fn copied_flags(&mut self, mend: bool) -> Result<()> {
+    pub(super) async fn copied_flags(&mut self, mend: bool) -> Result<()> {
         let g = self.image.geometry();
         let external = self.image.external();
         let mut l1 = self.image.state().l1.clone();
         let mut l1_changed = false;
+        let mut seen = HashSet::new();
         for (i, word) in l1.iter_mut().enumerate() {
             let table = *word & OFFSET;
             if table == 0
@@ -342,12 +414,15 @@ impl<'a> Checker<'a> {
             let alone = self.counts.get(table >> g.cluster_bits) == 1;
             if alone != (*word & COPIED != 0) {
                 self.report
-                    .corrupt(|| format!("L1 entry {i}: the COPIED flag is wrong"));
+                    .corrupt(|| format!("L1 entry {i} {}", copied_flaw(alone)));
                 if mend {
                     *word ^= COPIED;
                     l1_changed = true;
                     self.report.corruptions_fixed += 1;
                 }
+            }
+            if !seen.insert(table) {
+                continue;
             }
             let mut buffer = Buffer::new(g.cluster() as usize);
             self.port
@@ -364,7 +439,7 @@ impl<'a> Checker<'a> {
                     continue;
                 }
                 self.report
-                    .corrupt(|| format!("L2 table {i}, entry {j}: the COPIED flag is wrong"));
+                    .corrupt(|| format!("L2 table {i}, entry {j} {}", copied_flaw(alone)));
                 if mend {
                     entry.word ^= COPIED;
                     entry.store(buffer.bytes_mut(), &g, j);
@@ -386,86 +461,10 @@ impl<'a> Checker<'a> {
     }
 }
 
-/// Writes new refcount structures behind everything in use, and makes the header name them.
-async fn write_refcounts(image: &Image, port: &Port, counts: &Counts) -> Result<()> {
-    let g = image.geometry();
-    let per = g.refblock_entries();
-    let header = image.header();
-    // The old structures are not in use any more.
-    let mut old: HashMap<u64, u64> = HashMap::new();
-    let first = header.reftable_offset >> g.cluster_bits;
-    for cluster in first..first + u64::from(header.reftable_clusters) {
-        *old.entry(cluster).or_default() += 1;
+fn copied_flaw(alone: bool) -> &'static str {
+    if alone {
+        "lacks the COPIED flag"
+    } else {
+        "has the COPIED flag, and the cluster is shared"
     }
-    let reftable = image.state().reftable.clone();
-    for block in reftable.iter().filter(|b| **b != 0) {
-        *old.entry(block >> g.cluster_bits).or_default() += 1;
-    }
-    let start = counts
-        .last()
-        .max(g.clusters(image.file().end()).saturating_sub(1))
-        + 1;
-    let wanted = |cluster: u64| {
-        counts
-            .get(cluster)
-            .saturating_sub(old.get(&cluster).copied().unwrap_or(0))
-    };
-    // Which blocks are needed: those with counts, and those for the new structures themselves.
-    let mut regions: Vec<u64> = counts.iter().map(|(cluster, _)| cluster / per).collect();
-    regions.dedup();
-    let (mut blocks, mut table);
-    loop {
-        regions.sort_unstable();
-        regions.dedup();
-        blocks = regions.len() as u64;
-        let last = regions.last().copied().unwrap_or(0);
-        table = g.clusters((last + 1) * 8).max(1);
-        let before = regions.len();
-        let end = start + blocks + table;
-        regions.extend(start / per..=(end - 1) / per);
-        regions.sort_unstable();
-        regions.dedup();
-        if regions.len() == before {
-            break;
-        }
-    }
-    if table << g.cluster_bits > super::header::MAX_REFTABLE {
-        return Err(image.invalid("it is too large for a refcount table"));
-    }
-    let mut entries = vec![0u64; ((table << g.cluster_bits) / 8) as usize];
-    for (i, region) in regions.iter().enumerate() {
-        let mut block = Buffer::new(g.cluster() as usize);
-        for j in 0..per {
-            let cluster = region * per + j;
-            let own = u64::from((start..start + blocks + table).contains(&cluster));
-            let count = wanted(cluster) + own;
-            if count > g.refcount_max() {
-                return Err(image.corrupt(format!(
-                    "cluster {cluster} has {count} references, more than a refcount holds"
-                )));
-            }
-            if count > 0 {
-                set_refcount(block.bytes_mut(), g.refcount_order, j, count);
-            }
-        }
-        let at = (start + i as u64) << g.cluster_bits;
-        entries[*region as usize] = at;
-        port.write(image.file(), at, block.span()).await?;
-    }
-    let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_be_bytes()).collect();
-    let offset = (start + blocks) << g.cluster_bits;
-    port.write(image.file(), offset, Buffer::from_slice(&bytes).span())
-        .await?;
-    port.flush(image.file()).await?;
-    {
-        let mut state = image.state();
-        state.header.reftable_offset = offset;
-        state.header.reftable_clusters = table as u32;
-        state.reftable = entries;
-        state.reftable_dirty.clear();
-        state.refs.clear();
-        state.hint = 0;
-        state.untouched = state.untouched.max(start + blocks + table);
-    }
-    image.write_header(port).await
 }

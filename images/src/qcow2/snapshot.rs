@@ -262,8 +262,9 @@ impl Image {
             self.set_copied(port).await
         };
         let result = work.await;
-        self.settle(port, result).await?;
-        self.bitmaps_wake(port, trackers, true).await
+        let settled = self.settle(port, result).await;
+        let woken = self.bitmaps_wake(port, trackers, true).await;
+        settled.and(woken)
     }
 
     /// Deletes a snapshot. Nobody else uses the image meanwhile.
@@ -362,7 +363,7 @@ impl Image {
             Ok(()) => self.close(port).await,
             Err(e) => {
                 // What cannot be mended now is mended at the next open.
-                if let Err(again) = super::check::rebuild(self, port).await {
+                if let Err(again) = super::rebuild::rebuild(self, port).await {
                     log::warn!("the refcounts cannot be rebuilt now: {again}");
                 }
                 Err(e)

@@ -21,7 +21,7 @@ impl Image {
                 "{} was not closed: its refcounts are rebuilt",
                 self.path().display()
             );
-            super::check::rebuild(self, port).await?;
+            super::rebuild::rebuild(self, port).await?;
         }
         if unknown {
             self.state().header.autoclear &= autoclear::BITMAPS | autoclear::RAW_DATA;
@@ -163,8 +163,13 @@ impl Image {
                 host -= plan.head;
             }
         }
-        if plan.tail > 0 {
-            let tail = Buffer::new(plan.tail as usize);
+        // A file of its own is as long as the disk, and reads as zeroes behind that.
+        let tail = match self.external() {
+            true => plan.tail.min(self.size().saturating_sub(at + data.len())),
+            false => plan.tail,
+        };
+        if tail > 0 {
+            let tail = Buffer::new(tail as usize);
             let some = crate::chain::read(port, layers, at + data.len(), &tail.span()).await?;
             if some || !plan.fresh {
                 span = span.then(tail.span());

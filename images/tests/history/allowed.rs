@@ -147,14 +147,27 @@ impl Allowed {
         Ok(())
     }
 
-    /// What is wrong with `bytes`, read from `at` on by a request that began at `start`, if anything.
-    pub fn in_life(&self, at: u64, bytes: &[u8], start: Time) -> Result<(), String> {
+    /// The changes that a range may show now, for a read that begins.
+    pub fn candidates(&self, at: u64, len: u64) -> Vec<Vec<Id>> {
+        self.sectors[at as usize..(at + len) as usize].to_vec()
+    }
+
+    /// What is wrong with `bytes`, read from `at` on by a request that began at `start`, when the
+    /// candidates were `before`, if anything.
+    pub fn in_life(
+        &self,
+        at: u64,
+        bytes: &[u8],
+        start: Time,
+        before: &[Vec<Id>],
+    ) -> Result<(), String> {
         for (i, sector) in bytes.chunks(512).enumerate() {
             let n = at + i as u64;
             let Some(changes) = self.sectors.get(n as usize) else {
                 continue;
             };
             let mut changes = changes.clone();
+            changes.extend(before.get(i).into_iter().flatten());
             Allowed::prune(&self.changes, &mut changes, |c| {
                 !c.weak && c.end.is_some_and(|end| end < start)
             });

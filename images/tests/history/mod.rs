@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use allowed::{Allowed, Id, Time, Value, paint};
 use shape::Shape;
-use skerry_images::Result;
 use skerry_images::chain::{Layer, Raw, Stack};
 use skerry_images::io::sim::{Dice, SimDisk, Simulator};
 use skerry_images::io::{Buffer, ImageFile, Port};
 use skerry_images::qcow2::{Image, OpenOptions, create};
+use skerry_images::{Error, Result};
 
 /// What a task gives back: how it ended, and what it read.
 type Outcome = (Result<()>, Option<Buffer>);
@@ -23,8 +23,10 @@ type Outcome = (Result<()>, Option<Buffer>);
 enum Doing {
     Change(Id),
     Flush(Time),
-    Read(u64, Time),
+    Read(u64, Time, Vec<Vec<Id>>),
     Resize(u64, Vec<Id>),
+    /// What nobody else may be about at the same time.
+    Snapshot,
 }
 
 /// The files of every disk here.
@@ -173,14 +175,20 @@ impl History {
         self.log.push(format!("{} {tag} ended: {how}", self.clock));
         if let Err(e) = result {
             self.failures += 1;
-            assert!(self.sim.faults != 0, "{e}\n{}", self.story());
+            // A resize and a snapshot may be more than the format can express.
+            let refused = matches!(e, Error::Invalid { .. } | Error::Unsupported { .. })
+                && matches!(
+                    self.doing.get(&tag),
+                    Some(Doing::Resize(..) | Doing::Snapshot)
+                );
+            assert!(refused || self.sim.faults != 0, "{e}\n{}", self.story());
         }
         match self.doing.remove(&tag).expect("a task that was begun") {
             Doing::Change(id) => self.allowed.end(self.clock, id, ok),
             Doing::Flush(start) if ok => self.allowed.flushed(start),
-            Doing::Read(at, start) if ok => {
+            Doing::Read(at, start, before) if ok => {
                 let buffer = buffer.expect("what was read");
-                if let Err(what) = self.allowed.in_life(at, buffer.bytes(), start) {
+                if let Err(what) = self.allowed.in_life(at, buffer.bytes(), start, &before) {
                     panic!("a read is wrong: {what}\n{}", self.story());
                 }
             }
@@ -192,7 +200,7 @@ impl History {
                     self.allowed.resize(self.clock, sectors);
                 }
             }
-            Doing::Flush(_) | Doing::Read(..) => {}
+            Doing::Snapshot | Doing::Flush(_) | Doing::Read(..) => {}
         }
     }
 
@@ -214,7 +222,8 @@ impl History {
     /// Begins another request now and then; false if it did not.
     pub fn more(&mut self) -> bool {
         // A disk that becomes shorter has the guest's attention.
-        let shrinking = self.resizing().is_some_and(|to| to < self.allowed.len());
+        let alone = self.doing.values().any(|d| matches!(d, Doing::Snapshot));
+        let shrinking = alone || self.resizing().is_some_and(|to| to < self.allowed.len());
         if shrinking || self.doing.len() >= self.shape.width || self.dice.one_in(3) {
             return false;
         }
@@ -225,7 +234,9 @@ impl History {
             9 | 10 => self.zero(at, len),
             11 | 12 => self.discard(at, len),
             13..=15 => self.flush(),
-            16 | 17 => self.read(at, len),
+            16 => self.read(at, len),
+            17 if self.doing.is_empty() && self.shape.snapshots => self.snapshot(),
+            17 => self.read(at, len),
             _ if self.resizing().is_none() => self.resize(),
             _ => return false,
         }
@@ -299,16 +310,37 @@ impl History {
     /// Begins to read.
     pub fn read(&mut self, at: u64, len: u64) {
         let (port, stack) = self.parts();
+        let before = self.allowed.candidates(at, len);
         let task = async move {
             let buffer = Buffer::new(len as usize * 512);
             let result = stack.read(&port, at * 512, &buffer.span()).await;
             (result.map(drop), Some(buffer))
         };
         self.spawn(
-            Doing::Read(at, self.clock),
+            Doing::Read(at, self.clock, before),
             format!("read {at}+{len}"),
             Box::pin(task),
         );
+    }
+
+    /// Makes an internal snapshot, or deletes the oldest.
+    fn snapshot(&mut self) {
+        let (port, stack) = self.parts();
+        let (name, delete) = (self.clock.to_string(), self.dice.one_in(2));
+        let task = async move {
+            let Layer::Qcow2(image) = stack.top() else {
+                return (Ok(()), None);
+            };
+            let work = async {
+                match image.snapshots(&port).await?.first() {
+                    Some(oldest) if delete => image.snapshot_delete(&port, &oldest.id).await,
+                    _ => image.snapshot_create(&port, &name, (0, 0)).await.map(drop),
+                }
+            };
+            (work.await, None)
+        };
+        let said = format!("snapshot delete={delete}");
+        self.spawn(Doing::Snapshot, said, Box::pin(task));
     }
 
     fn resize(&mut self) {

@@ -17,6 +17,8 @@ pub struct Shape {
     pub sectors: u64,
     /// Sectors that are written before the history begins.
     pub filled: u64,
+    /// Internal snapshots come and go.
+    pub snapshots: bool,
     /// Tasks at the same time.
     pub width: usize,
 }
@@ -49,6 +51,7 @@ impl Shape {
             } else {
                 0
             },
+            snapshots: dice.one_in(2),
             width: 1 + dice.below(7) as usize,
         };
         // A refcount table of one cluster is nearly used up.
