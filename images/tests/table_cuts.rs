@@ -1,5 +1,7 @@
 //! Power cuts while snapshots and bitmaps change: what is left is sound, every snapshot that is listed
 //! is whole, and no bitmap lies.
+//!
+//! SKERRY_SEQUENCES says how often each shape is tried, SKERRY_SEED how it goes.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -88,6 +90,19 @@ fn shapes() -> Vec<CreateOptions> {
     shapes
 }
 
+fn number(name: &str, default: u64) -> u64 {
+    let given = std::env::var(name).ok();
+    given.map_or(default, |n| n.parse().expect("a number"))
+}
+
+fn dice() -> Dice {
+    Dice(number("SKERRY_SEED", 3))
+}
+
+fn rounds() -> impl Iterator<Item = CreateOptions> {
+    (0..number("SKERRY_SEQUENCES", 1)).flat_map(|_| shapes())
+}
+
 /// Every disk that a power cut while `task` runs may leave, seen by `judge`.
 fn cut_through(
     disk: SimDisk,
@@ -125,8 +140,8 @@ fn kept(name: &str) -> Vec<u8> {
 
 #[test]
 fn snapshots_are_there_as_a_whole_or_not_at_all() {
-    let mut dice = Dice(3);
-    for options in shapes() {
+    let mut dice = dice();
+    for options in rounds() {
         let version = options.version;
         let disk = made(options, &mut dice);
         let len = disk.len(0);
@@ -194,9 +209,9 @@ fn snapshots_are_there_as_a_whole_or_not_at_all() {
 
 #[test]
 fn bitmaps_never_lie() {
-    let mut dice = Dice(4);
+    let mut dice = dice();
     let granularity = 4096;
-    for options in shapes().into_iter().filter(|o| o.version > 2) {
+    for options in rounds().filter(|o| o.version > 2) {
         let disk = made(options, &mut dice);
         let len = disk.len(0);
         // The bitmap begins when the disk is what `kept("a")` says.

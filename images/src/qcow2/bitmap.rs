@@ -30,7 +30,9 @@ pub struct BitmapInfo {
     pub granularity: u64,
     /// It was not stored, or is being tracked right now: its content means nothing.
     pub in_use: bool,
-    /// It tracks changes whenever the image is written.
+    /// It is to track changes whenever the image is written.
+    pub auto: bool,
+    /// It does: it is so and not in use.
     pub enabled: bool,
     /// Bytes that are dirty, where that is quickly said.
     pub dirty: Option<u64>,
@@ -47,6 +49,7 @@ impl Image {
                 name: String::from_utf8_lossy(&bitmap.name).into_owned(),
                 granularity: 1 << bitmap.granularity_bits,
                 in_use: bitmap.in_use(),
+                auto: bitmap.auto(),
                 enabled: bitmap.auto() && !bitmap.in_use(),
                 dirty: if cheap {
                     Some(self.read_bitmap(port, &bitmap).await?.dirty_bytes())

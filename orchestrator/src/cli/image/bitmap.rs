@@ -69,7 +69,7 @@ pub struct Answer {
 
 impl From<&BitmapInfo> for Answer {
     fn from(info: &BitmapInfo) -> Answer {
-        let flags = [("in-use", info.in_use), ("auto", info.enabled)];
+        let flags = [("in-use", info.in_use), ("auto", info.auto)];
         Answer {
             name: info.name.clone(),
             granularity: info.granularity,
