@@ -18,6 +18,7 @@ impl Image {
         port: &Port,
         clusters: Vec<PackedCluster>,
     ) -> Result<Vec<u64>> {
+        self.guard_bitmaps(port).await?;
         let g = self.geometry();
         let bits = g.cluster_bits;
         let (Some(first), Some(last)) = (clusters.first(), clusters.last()) else {
