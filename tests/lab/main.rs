@@ -3,5 +3,6 @@
 
 mod api;
 mod devices;
+mod disks;
 mod ends;
 mod kernels;
