@@ -90,6 +90,22 @@ fn shapes() -> Vec<CreateOptions> {
     shapes
 }
 
+/// QEMU mends it, too: now and then, since that takes a process.
+fn qemu_mends(left: &SimDisk, dice: &mut Dice) {
+    if !dice.one_in(25) {
+        return;
+    }
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), left.content(0)).expect("the image");
+    for repair in [&["-r", "all"][..], &[]] {
+        let mut command = std::process::Command::new("qemu-img");
+        command.args(["check", "-f", "qcow2"]).args(repair);
+        let out = command.arg(file.path()).output().expect("qemu-img runs");
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success(), "{repair:?}: {text}");
+    }
+}
+
 fn number(name: &str, default: u64) -> u64 {
     let given = std::env::var(name).ok();
     given.map_or(default, |n| n.parse().expect("a number"))
@@ -159,6 +175,7 @@ fn snapshots_are_there_as_a_whole_or_not_at_all() {
             })
         };
         cut_through(disk, &mut dice, history, |left, dice| {
+            qemu_mends(&left, dice);
             let len = left.len(0);
             let (_, verdict) = alone(left, dice, |port| {
                 Box::pin(async move {
@@ -234,6 +251,7 @@ fn bitmaps_never_lie() {
         };
         let (mut seen, mut consistent) = (0, 0);
         cut_through(disk, &mut dice, history, |left, dice| {
+            qemu_mends(&left, dice);
             let len = left.len(0);
             let (_, verdict) = alone(left, dice, |port| {
                 Box::pin(async move {
