@@ -71,7 +71,7 @@ fn image(options: &str) -> (Bench, Vec<u8>, Header) {
 
 #[test]
 fn any_byte_may_be_wrong() {
-    let rounds = std::env::var("SKERRY_SEQUENCES").map_or(150, |n| n.parse().expect("a number"));
+    let rounds = std::env::var("SKERRY_SEQUENCES").map_or(60, |n| n.parse().expect("a number"));
     for options in ["cluster_size=4k", "cluster_size=512,refcount_bits=8"] {
         let (bench, bytes, header) = image(options);
         let mut dice = Dice(77);
