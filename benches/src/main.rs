@@ -2,6 +2,7 @@
 
 mod bare;
 mod boot;
+mod disk;
 mod memory;
 mod peer;
 mod size;
@@ -24,6 +25,8 @@ enum Command {
     Bare(bare::BareArguments),
     /// Measure the time from process start to the payload's first byte on the serial port
     Boot(boot::BootArguments),
+    /// Measure small requests on disk images, beside `qemu-img bench`
+    Disk(disk::DiskArguments),
     /// Measure the monitor's memory beyond the guest's, with a disk and a network device
     Memory(memory::MemoryArguments),
 }
@@ -32,6 +35,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Bare(arguments) => bare::run(&arguments),
         Command::Boot(arguments) => boot::run(&arguments),
+        Command::Disk(arguments) => disk::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),
     }
 }

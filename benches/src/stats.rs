@@ -28,6 +28,11 @@ impl Samples {
         }
     }
 
+    /// Whether nothing was measured.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
     /// One more.
     pub fn add(&mut self, value: f64) {
         self.values.push(value);
@@ -74,7 +79,7 @@ pub fn report(benchmark: &str, unit: &str, samples: &[Samples], as_json: bool) -
     }
     println!("{benchmark} ({unit})");
     println!(
-        "{:<18}{:>6}{:>10}{:>10}{:>10}{:>8}",
+        "{:<20}{:>6}{:>10}{:>10}{:>10}{:>8}",
         "", "runs", "min", "median", "p95", "ratio"
     );
     for Row {
@@ -86,7 +91,7 @@ pub fn report(benchmark: &str, unit: &str, samples: &[Samples], as_json: bool) -
         ratio,
     } in rows
     {
-        println!("{name:<18}{runs:>6}{min:>10.2}{median:>10.2}{p95:>10.2}{ratio:>8.2}");
+        println!("{name:<20}{runs:>6}{min:>10.2}{median:>10.2}{p95:>10.2}{ratio:>8.2}");
     }
     Ok(())
 }
