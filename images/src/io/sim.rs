@@ -214,9 +214,10 @@ impl SimDisk {
     /// Carries out a part of a transfer.
     fn shorten(&mut self, port: &Port, id: OpId, dice: &mut Dice) {
         let result = port.look(id, |op| match op.kind {
-            Kind::Read | Kind::Write if op.span.len() > 1 => {
-                let part = 1 + dice.below(op.span.len() - 1);
-                self.perform(op, 0, part)
+            // Sectors stay whole, also those of tables.
+            Kind::Read | Kind::Write if op.span.len() > SECTOR as u64 => {
+                let sectors = (op.span.len() - 1) / SECTOR as u64;
+                self.perform(op, 0, (1 + dice.below(sectors)) * SECTOR as u64)
             }
             _ => -libc::EINTR,
         });

@@ -81,6 +81,39 @@ impl State {
     }
 }
 
+/// A write-back under way. What it took is put back unless it ends well.
+struct Round<'a> {
+    image: &'a Image,
+    work: Work,
+    done: bool,
+}
+
+impl Round<'_> {
+    fn end(&mut self) {
+        self.done = true;
+        let mut state = self.image.state();
+        for captured in &self.work.refs {
+            state.refs.written(captured);
+        }
+        for (_, captured) in &self.work.l2 {
+            state.l2.written(captured);
+        }
+        let freed = std::mem::take(&mut self.work.freed);
+        if !freed.is_empty() {
+            let epoch = state.epoch;
+            state.limbo.push_back(Limbo { epoch, freed });
+        }
+    }
+}
+
+impl Drop for Round<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.image.state().undo_capture(&mut self.work);
+        }
+    }
+}
+
 impl Image {
     /// Makes everything that was written, and the tables that lead to it, durable.
     pub async fn flush(&self, port: &Port) -> Result<()> {
@@ -102,26 +135,19 @@ impl Image {
     ) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>> {
         Box::pin(async move {
             let lock = self.hold(Space::Commit, 0, 0, true).await;
-            let mut work = self.state().capture(refs);
-            let written = self.write_back(port, durable, &mut work).await;
+            self.settle_header(port).await?;
+            let mut round = Round {
+                image: self,
+                work: self.state().capture(refs),
+                done: false,
+            };
+            let written = self.write_back(port, durable, &mut round.work).await;
+            if written.is_ok() {
+                round.end();
+            }
+            drop(round);
             let released = {
                 let mut state = self.state();
-                match &written {
-                    Ok(()) => {
-                        for captured in &work.refs {
-                            state.refs.written(captured);
-                        }
-                        for (_, captured) in &work.l2 {
-                            state.l2.written(captured);
-                        }
-                        let freed = std::mem::take(&mut work.freed);
-                        if !freed.is_empty() {
-                            let epoch = state.epoch;
-                            state.limbo.push_back(Limbo { epoch, freed });
-                        }
-                    }
-                    Err(_) => state.undo_capture(&mut work),
-                }
                 state.wake();
                 self.releasable(&mut state)
             };
@@ -140,8 +166,8 @@ impl Image {
         let entries = !work.l2.is_empty() || !work.l1.is_empty();
         if work.mark_dirty && (entries || !work.reftable.is_empty()) {
             let _lock = self.hold(Space::Header, 0, 0, true).await;
-            self.state().header.incompatible |= incompatible::DIRTY;
-            self.write_header(port).await?;
+            self.change_header(port, |h| h.incompatible |= incompatible::DIRTY)
+                .await?;
         }
         let refs = {
             let state = self.state();
@@ -183,16 +209,18 @@ impl Image {
     /// Writes what changed of the refcount table, durably.
     pub(super) async fn write_reftable(&self, port: &Port) -> Result<()> {
         let (offset, dirty) = {
-            let mut state = self.state();
+            let state = self.state();
             let dirty = sectors(&state.reftable_dirty, &state.reftable);
-            state.reftable_dirty.clear();
             (state.header.reftable_offset, dirty)
         };
         if dirty.is_empty() {
             return Ok(());
         }
         self.write_sectors(port, offset, &dirty).await?;
-        port.flush(self.file()).await
+        port.flush(self.file()).await?;
+        // The caller holds `Space::Header`, so no entry changed meanwhile.
+        self.state().reftable_dirty.clear();
+        Ok(())
     }
 
     async fn write_sectors(
@@ -294,8 +322,8 @@ impl Image {
         let dirty = self.state().header.needs(incompatible::DIRTY);
         if dirty {
             let _lock = self.hold(Space::Header, 0, 0, true).await;
-            self.state().header.incompatible &= !incompatible::DIRTY;
-            self.write_header(port).await?;
+            self.change_header(port, |h| h.incompatible &= !incompatible::DIRTY)
+                .await?;
         }
         Ok(())
     }

@@ -64,11 +64,8 @@ impl Image {
             }
         }
         let lock = self.hold(Space::Header, 0, 0, true).await;
-        self.state().header.size = size;
-        if let Err(e) = self.write_header(port).await {
-            self.state().header.size = old;
-            return Err(e);
-        }
+        self.change_header(port, |header| header.size = size)
+            .await?;
         self.set_size(size);
         drop(lock);
         if self.external() && !self.data_file().block_device() {
@@ -116,18 +113,12 @@ impl Image {
         }
         port.flush(self.file()).await?;
         self.write_reftable(port).await?;
-        {
-            let mut state = self.state();
-            state.header.l1_offset = offset;
-            state.header.l1_entries = entries as u32;
-        }
-        let written = self.write_header(port).await;
+        self.change_header(port, |header| {
+            header.l1_offset = offset;
+            header.l1_entries = entries as u32;
+        })
+        .await?;
         let mut state = self.state();
-        if let Err(e) = written {
-            state.header.l1_offset = old.0;
-            state.header.l1_entries = old.1;
-            return Err(e);
-        }
         state.l1.resize(entries as usize, 0);
         state.l1_dirty.clear();
         state.freed.push(Freed {

@@ -89,6 +89,8 @@ pub(super) struct State {
     pub epoch: u64,
     pub held: Vec<Held>,
     pub waiters: Vec<Waker>,
+    /// The header in the file may be another than this one.
+    pub header_unsure: bool,
 }
 
 /// L1 entries and refcount table entries are written by sectors of so many.
@@ -582,6 +584,7 @@ impl State {
             && self.reftable_dirty.is_empty()
             && (self.header.lazy() || self.refs.dirty() == 0)
             && self.freed.is_empty()
+            && !self.header_unsure
     }
 
     /// Wakes everybody who waits for something to change.
