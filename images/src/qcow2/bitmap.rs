@@ -289,8 +289,7 @@ impl Image {
         self.commit(port, true, true).await?;
         let lock = self.hold(Space::Header, 0, 0, true).await;
         let old = self.header();
-        {
-            let header = &mut self.state().header;
+        self.change_header(port, |header| {
             header.bitmaps = (!list.is_empty()).then_some(BitmapsExtension {
                 count: list.len() as u32,
                 directory_size: bytes.len() as u64,
@@ -300,13 +299,8 @@ impl Image {
             if !list.is_empty() {
                 header.autoclear |= autoclear::BITMAPS;
             }
-        }
-        if let Err(e) = self.write_header(port).await {
-            let header = &mut self.state().header;
-            header.bitmaps = old.bitmaps;
-            header.autoclear = old.autoclear;
-            return Err(e);
-        }
+        })
+        .await?;
         drop(lock);
         if let Some(extension) = old.bitmaps
             && old.autoclear & autoclear::BITMAPS != 0

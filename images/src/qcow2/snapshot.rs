@@ -347,8 +347,8 @@ impl Image {
         if self.header().version < 3 {
             return Ok(());
         }
-        self.state().header.incompatible |= incompatible::DIRTY;
-        self.write_header(port).await
+        self.change_header(port, |h| h.incompatible |= incompatible::DIRTY)
+            .await
     }
 
     /// Leaves the image clean: also one whose change failed half-way.
@@ -388,17 +388,11 @@ impl Image {
     /// Makes the header name other tables, when these are durable.
     async fn switch(&self, port: &Port, to: Switch) -> Result<()> {
         self.commit(port, true, true).await?;
-        let old = self.header();
-        {
-            let header = &mut self.state().header;
+        self.change_header(port, |header| {
             (header.snapshots, header.snapshots_offset) = to.table;
             (header.l1_offset, header.l1_entries) = to.l1;
             header.size = to.size;
-        }
-        let written = self.write_header(port).await;
-        if written.is_err() {
-            self.state().header = old;
-        }
-        written
+        })
+        .await
     }
 }

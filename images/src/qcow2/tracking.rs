@@ -117,11 +117,8 @@ impl Image {
         if let Err(e) = marked.await {
             log::warn!("{}: its bitmaps are given up: {e}", self.path().display());
             let _header = self.hold(Space::Header, 0, 0, true).await;
-            self.state().header.autoclear &= !autoclear::BITMAPS;
-            if let Err(e) = self.write_header(port).await {
-                self.state().header.autoclear |= autoclear::BITMAPS;
-                return Err(e);
-            }
+            self.change_header(port, |h| h.autoclear &= !autoclear::BITMAPS)
+                .await?;
             self.state().unguarded = false;
         }
         Ok(())
