@@ -65,7 +65,9 @@ async fn open(port: &Port, id: i32, len: u64, readonly: bool) -> Result<Layer> {
         cache: 0,
         for_check: false,
     };
-    Image::open(port, file, None, &options).await.map(Layer::Qcow2)
+    Image::open(port, file, None, &options)
+        .await
+        .map(Layer::Qcow2)
 }
 
 async fn open_chain(port: &Port, chain: &[(i32, u64)]) -> Result<Stack> {
@@ -84,11 +86,17 @@ impl World {
     fn new(seed: u64) -> World {
         let mut dice = Dice(seed);
         let extended = dice.one_in(2);
-        let cluster = if extended { 16 << 10 } else { 512 << dice.below(4) };
+        let cluster = if extended {
+            16 << 10
+        } else {
+            512 << dice.below(4)
+        };
         let sectors = (cluster / SECTOR * (4 + dice.below(12))).min(256);
         let size = sectors * SECTOR;
         let mut disk = SimDisk::default();
-        let base: Vec<u8> = (0..sectors).flat_map(|s| [s as u8 | 1; SECTOR as usize]).collect();
+        let base: Vec<u8> = (0..sectors)
+            .flat_map(|s| [s as u8 | 1; SECTOR as usize])
+            .collect();
         disk.add(&base);
         for _ in 0..8 {
             disk.add(&[]);
@@ -107,13 +115,18 @@ impl World {
                     layers.push(open(&port, 1, 1 << 20, true).await?);
                 }
                 layers.push(open(&port, 0, size, true).await?);
-                *made.lock() = Some(Volume::new(Stack::new(layers)));
+                *made.lock() = Some(Volume::new(Stack::new(layers), 0));
             }
             Ok(())
         };
         sim.finish(Box::pin(work)).expect("ends").expect("a chain");
         let volume = volume.lock().take().expect("a volume");
-        let allowed = (0..sectors).map(|s| Allowed { values: vec![s as u8 | 1], gone: 0 }).collect();
+        let allowed = (0..sectors)
+            .map(|s| Allowed {
+                values: vec![s as u8 | 1],
+                gone: 0,
+            })
+            .collect();
         let shared = Shared {
             allowed,
             busy: Vec::new(),
@@ -142,7 +155,11 @@ impl World {
         if kind < 7 && self.shared.lock().busy.iter().any(overlaps) {
             return;
         }
-        let (shared, volume, port) = (self.shared.clone(), self.volume.clone(), self.sim.port.clone());
+        let (shared, volume, port) = (
+            self.shared.clone(),
+            self.volume.clone(),
+            self.sim.port.clone(),
+        );
         self.next_tag += 1;
         let (offset, len) = (first * SECTOR, count * SECTOR);
         if kind == 7 {
@@ -150,13 +167,19 @@ impl World {
             let flush = async move {
                 enter(&volume).await;
                 // What was acknowledged before the flush began is durable when it has ended.
-                let before: Vec<usize> = shared.lock().allowed.iter().map(|a| a.gone + a.values.len()).collect();
+                let before: Vec<usize> = shared
+                    .lock()
+                    .allowed
+                    .iter()
+                    .map(|a| a.gone + a.values.len())
+                    .collect();
                 let busy = shared.lock().busy.clone();
                 let result = volume.view().stack.flush(&port).await;
                 if result.is_ok() {
                     let mut shared = shared.lock();
                     for (sector, n) in before.into_iter().enumerate() {
-                        let under_way = |(a, n): &(u64, u64)| (*a..a + n).contains(&(sector as u64));
+                        let under_way =
+                            |(a, n): &(u64, u64)| (*a..a + n).contains(&(sector as u64));
                         if !busy.iter().any(under_way) {
                             let allowed = &mut shared.allowed[sector];
                             let old = (n - 1).saturating_sub(allowed.gone);
@@ -171,7 +194,10 @@ impl World {
             self.sim.spawn(self.next_tag, Box::pin(flush));
             return;
         }
-        self.log.push(format!("{} {first}+{count} {value}", if kind < 6 { "write" } else { "zero" }));
+        self.log.push(format!(
+            "{} {first}+{count} {value}",
+            if kind < 6 { "write" } else { "zero" }
+        ));
         let value = if kind < 6 { value } else { 0 };
         {
             let mut shared = self.shared.lock();
@@ -203,8 +229,15 @@ impl World {
         // Of several that are valid, the operator gives the first.
         self.shared.lock().chains.truncate(1);
         let chain = self.shared.lock().chains[0].clone();
-        let lens: HashMap<i32, u64> = chain.iter().map(|id| (*id, self.sim.disk.len(*id))).collect();
-        let (shared, volume, port) = (self.shared.clone(), self.volume.clone(), self.sim.port.clone());
+        let lens: HashMap<i32, u64> = chain
+            .iter()
+            .map(|id| (*id, self.sim.disk.len(*id)))
+            .collect();
+        let (shared, volume, port) = (
+            self.shared.clone(),
+            self.volume.clone(),
+            self.sim.port.clone(),
+        );
         let free = (1..9).find(|id| !chain.contains(id));
         let progress = Arc::new(Progress::default());
         if self.sim.dice.one_in(8) {
@@ -213,7 +246,8 @@ impl World {
         let index = 1 + self.sim.dice.below(8) as usize;
         let (size, cluster, extended) = (self.sectors * SECTOR, self.cluster, self.extended);
         let kind = self.sim.dice.below(4);
-        self.log.push(format!("job {kind} {index} on {chain:?} free {free:?}"));
+        self.log
+            .push(format!("job {kind} {index} on {chain:?} free {free:?}"));
         self.job = true;
         // While it is under way the chain of before is valid; what else is, each says.
         let task: std::pin::Pin<Box<dyn Future<Output = Result<()>> + Send>> = match kind {
@@ -231,7 +265,9 @@ impl World {
                         shared.lock().chains = vec![new];
                         Ok(())
                     };
-                    live::put_on_top(&port, &volume, layer, ready).await
+                    live::put_on_top(&port, &volume, layer, ready)
+                        .await
+                        .map(drop)
                 })
             }
             1 if chain.len() >= 2 => Box::pin(async move {
@@ -337,7 +373,11 @@ impl World {
                     Err(e) => panic!("{e}\nseed {seed} step {step}\n{}", self.log.join("\n")),
                 }
             }
-            assert!(more || self.sim.live() == 0, "stuck: seed {seed} step {step}\n{}", self.log.join("\n"));
+            assert!(
+                more || self.sim.live() == 0,
+                "stuck: seed {seed} step {step}\n{}",
+                self.log.join("\n")
+            );
             if step % 7 == 0 {
                 self.cut(seed);
             }
@@ -357,7 +397,10 @@ fn no_flushed_byte_is_lost_while_layers_come_and_go() {
         .ok()
         .and_then(|n| n.parse().ok())
         .unwrap_or(16);
-    let first: u64 = std::env::var("SKERRY_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let first: u64 = std::env::var("SKERRY_SEED")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(1);
     for seed in first..first + histories {
         World::new(seed).run(seed, 1500);
     }

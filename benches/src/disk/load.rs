@@ -61,7 +61,7 @@ impl Open {
         let port = Port::new();
         let options = FileOptions::default();
         let stack = block_on(&port, Stack::open(&port, specs, &options, DEFAULT_CACHE))?;
-        let volume = Volume::new(stack);
+        let volume = Volume::new(stack, DEFAULT_CACHE);
         let buffer = || {
             let buffer = Buffer::new(BLOCK as usize);
             let span = buffer.span();

@@ -192,6 +192,20 @@ impl Stack {
         Stack::new(layers)
     }
 
+    /// Divides `bytes` of memory for tables among the layers. The top, which is written, has half.
+    pub fn share_cache(&self, bytes: u64) {
+        let below = self.layers.len() as u64 - 1;
+        for (i, layer) in self.layers.iter().enumerate() {
+            if let Layer::Qcow2(image) = layer {
+                image.set_cache(match (i, below) {
+                    (_, 0) => bytes,
+                    (0, _) => bytes / 2,
+                    _ => bytes / 2 / below,
+                });
+            }
+        }
+    }
+
     /// The top layer.
     pub fn top(&self) -> &Layer {
         &self.layers[0]

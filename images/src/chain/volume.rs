@@ -191,6 +191,8 @@ pub struct Volume {
     readonly: bool,
     block_size: u32,
     memory_align: u32,
+    /// Bytes of tables that the layers together keep in memory.
+    cache: u64,
     active: AtomicU32,
     closed: AtomicBool,
     waiters: Mutex<Vec<Waker>>,
@@ -207,13 +209,15 @@ impl Drop for Drained<'_> {
 }
 
 impl Volume {
-    /// A disk of these layers.
-    pub fn new(stack: Stack) -> Arc<Volume> {
+    /// A disk of these layers, which keep tables of `cache` bytes in memory, all together.
+    pub fn new(stack: Stack, cache: u64) -> Arc<Volume> {
+        stack.share_cache(cache);
         let files = || stack.layers().iter().map(Layer::data_file);
         Arc::new(Volume {
             generation: AtomicU64::new(0),
             size: AtomicU64::new(stack.size()),
             readonly: stack.top().file().readonly(),
+            cache,
             block_size: files().map(|f| f.block_size()).max().unwrap_or(512),
             memory_align: files().map(|f| f.memory_align()).max().unwrap_or(1),
             active: AtomicU32::new(0),
@@ -327,6 +331,7 @@ impl Volume {
     /// Puts another view in place, which the next request will see.
     pub fn exchange(&self, _drained: &Drained<'_>, view: View) {
         self.size.store(view.stack.size(), Ordering::Release);
+        view.stack.share_cache(self.cache);
         *self.view.lock() = Arc::new(view);
         self.generation.fetch_add(1, Ordering::AcqRel);
     }

@@ -51,6 +51,9 @@ pub(super) struct Captured {
     pub data: Box<[u8]>,
 }
 
+/// Slices that even the smallest cache holds: those of one step on several tables.
+const FEWEST: u64 = 8;
+
 pub(super) struct SliceCache {
     slots: Vec<Slot>,
     index: HashMap<u64, u32, BuildHasherDefault<KeyHasher>>,
@@ -63,7 +66,6 @@ pub(super) struct SliceCache {
 impl SliceCache {
     /// At most `bytes` in slices of `slice` bytes, but never fewer than a few.
     pub fn new(bytes: u64, slice: u64) -> SliceCache {
-        const FEWEST: u64 = 8;
         SliceCache {
             slots: Vec::new(),
             index: HashMap::default(),
@@ -72,6 +74,12 @@ impl SliceCache {
             hand: 0,
             dirty: 0,
         }
+    }
+
+    /// Changes how much is kept. What is too much goes when something else comes.
+    pub fn set_capacity(&mut self, bytes: u64, slice: u64) {
+        self.capacity = (bytes / slice).max(FEWEST) as usize;
+        while self.slots.len() > self.capacity && self.evict() {}
     }
 
     /// Looks at a slice.
@@ -191,4 +199,22 @@ impl SliceCache {
     pub fn bytes(&self) -> u64 {
         self.slots.iter().map(|s| s.data.len() as u64).sum()
     }
+}
+
+impl super::Image {
+    /// Changes how many bytes of tables are kept in memory.
+    pub(crate) fn set_cache(&self, bytes: u64) {
+        let slice = self.geometry().slice();
+        let (l2, refs) = shares(bytes, slice);
+        let mut state = self.state();
+        state.l2.set_capacity(l2, slice);
+        state.refs.set_capacity(refs, slice);
+    }
+}
+
+/// How memory is divided between L2 tables and refblocks. Refcounts are needed in order, L2 entries
+/// at random: most of it is for those.
+fn shares(bytes: u64, slice: u64) -> (u64, u64) {
+    let refs = (bytes / 8).max(slice);
+    (bytes.saturating_sub(refs), refs)
 }

@@ -357,7 +357,7 @@ pub struct DiskConfig {
     /// The file with the image's data, if that is not in its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_file: Option<PathBuf>,
-    /// Memory for each layer's tables; 1M if absent.
+    /// Bytes of tables that its layers together keep in memory; 1M if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_size: Option<u64>,
     /// Its name in the API; `_diskN` if absent.

@@ -42,6 +42,11 @@ impl Opening {
         }
     }
 
+    /// Bytes of tables that the disk's layers together keep in memory.
+    pub fn cache(&self) -> u64 {
+        self.cache
+    }
+
     fn options(&self, readonly: bool) -> FileOptions {
         FileOptions {
             readonly,

@@ -6,7 +6,6 @@ mod jobs;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use serde_json::Value;
 use skerry_devices::virtio::blk::run_on;
@@ -93,7 +92,7 @@ impl Disks {
         let opening = Opening::of(config);
         let port = Port::new();
         let stack = block_on(&port, opening.open(&port, config))?;
-        let volume = Volume::new(stack);
+        let volume = Volume::new(stack, opening.cache());
         let size = volume.size();
         let problem = if size < 512 {
             Some("too small for one sector of 512: make it larger with `truncate -s`")
@@ -245,19 +244,20 @@ impl Disks {
             });
         }
         let overlay = disk.opening.create_overlay(&disk.volume, &snapshot.path)?;
-        let begun = Instant::now();
         let volume = disk.volume.clone();
         let put = wait_on(worker, move |port| {
             Box::pin(async move { live::put_on_top(&port, &volume, overlay, || Ok(())).await })
         });
-        if let Err(e) = put {
-            let _ = std::fs::remove_file(&snapshot.path);
-            return Err(e);
+        match put {
+            Ok(pause) => answer(DiskSnapshotInfo {
+                layers: layers(&disk.volume),
+                pause_us: pause.as_micros() as u64,
+            }),
+            Err(e) => {
+                let _ = std::fs::remove_file(&snapshot.path);
+                Err(e)
+            }
         }
-        answer(DiskSnapshotInfo {
-            layers: layers(&disk.volume),
-            pause_us: begun.elapsed().as_micros() as u64,
-        })
     }
 
     fn commit(&mut self, commit: VmDiskCommit, worker: &WorkerHandle) -> Answer {

@@ -65,7 +65,7 @@ impl Bench {
             worker: Worker::start("blk-test", || Ok(())).unwrap(),
             kick: Arc::new(EventFd::new(0).unwrap()),
             driver: Arc::default(),
-            device: Blk::new(Volume::new(stack), "id", 1, 16),
+            device: Blk::new(Volume::new(stack, 0), "id", 1, 16),
             avail: 0,
             file,
         }

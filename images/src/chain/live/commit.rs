@@ -25,12 +25,30 @@ pub async fn commit(
     below: Layer,
     progress: &Progress,
 ) -> Result<()> {
-    let layer = install(port, volume, index, Some(above), below).await?;
+    let layer = install(volume, index, Some(above), below).await?;
+    let merged = merge(port, volume, index, &layer, progress).await;
+    if merged.is_err() {
+        let view = volume.view();
+        settle(port, &view.stack.layers()[index + 1]).await?;
+        if index > 1 {
+            settle(port, &view.stack.layers()[index - 1]).await?;
+        }
+    }
+    merged
+}
+
+async fn merge(
+    port: &Port,
+    volume: &Volume,
+    index: usize,
+    layer: &Layer,
+    progress: &Progress,
+) -> Result<()> {
     let view = volume.view();
     let target = Stack::new(view.stack.layers()[index + 1..].to_vec());
     progress.expect(layer.size());
     grow(port, &target, layer.size()).await?;
-    copy(port, &layer, &target, 0, layer.size(), Some(progress)).await?;
+    copy(port, layer, &target, 0, layer.size(), Some(progress)).await?;
     target.flush(port).await?;
     // Both chains read the same from here on, so the name can change before the layer goes.
     if let Layer::Qcow2(image) = &view.stack.layers()[index - 1] {
@@ -55,7 +73,7 @@ pub async fn commit_active(
     below: Layer,
     progress: &Progress,
 ) -> Result<()> {
-    let layer = install(port, volume, 0, None, below).await?;
+    let layer = install(volume, 0, None, below).await?;
     let size = volume.size();
     let dirty = Arc::new(DirtyMap::new(size, GRANULARITY_BITS));
     {
@@ -66,6 +84,8 @@ pub async fn commit_active(
     if merged.is_err() {
         let drained = volume.drain().await;
         volume.change(&drained, |view| view.untracked(&dirty));
+        drop(drained);
+        settle(port, &volume.view().stack.layers()[1]).await?;
     }
     merged
 }
@@ -115,7 +135,6 @@ async fn merge_active(
 /// Puts layers that are opened for writing in the place of the same ones opened for reading. The
 /// layer at `index`.
 async fn install(
-    _port: &Port,
     volume: &Volume,
     index: usize,
     above: Option<Layer>,

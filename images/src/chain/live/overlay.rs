@@ -1,11 +1,14 @@
 //! A new layer on top: from then on, what is below stays as it is.
 
+use std::time::{Duration, Instant};
+
 use crate::Result;
 use crate::chain::{Layer, Stack, Volume};
 use crate::io::Port;
 
 /// Puts `overlay`, an empty image of the disk's size, on top. Everything that was written before is
-/// durable below it. Requests wait meanwhile. On failure the disk goes on as it was.
+/// durable below it. Requests wait meanwhile; the answer is how long. On failure the disk goes on as
+/// it was.
 ///
 /// `ready` is called when all that can fail has happened, before the first write to the overlay: to
 /// give it its final name, say.
@@ -14,9 +17,10 @@ pub async fn put_on_top(
     volume: &Volume,
     overlay: Layer,
     ready: impl FnOnce() -> Result<()>,
-) -> Result<()> {
+) -> Result<Duration> {
     // What can be written now need not be written while requests wait.
     volume.view().stack.flush(port).await?;
+    let begun = Instant::now();
     let old = {
         let drained = volume.drain().await;
         let view = volume.view();
@@ -33,9 +37,11 @@ pub async fn put_on_top(
         volume.exchange(&drained, view.on(Stack::new(layers)));
         view.stack.top().clone()
     };
+    let waited = begun.elapsed();
     if let Layer::Qcow2(image) = &old {
         image.close(port).await?;
     }
     // Nobody writes it any more, so others may read it.
-    old.file().relock(Some(false)).map(drop)
+    old.file().relock(Some(false))?;
+    Ok(waited)
 }
