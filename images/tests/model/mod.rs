@@ -125,7 +125,7 @@ impl Case {
     }
 
     pub fn run(mut self) {
-        for _ in 0..20 + self.dice.below(40) {
+        for _ in 0..15 + self.dice.below(30) {
             self.step();
         }
         self.compare();
