@@ -236,3 +236,19 @@ fn broken_images_end_in_errors_and_nothing_worse() {
         most >> 20
     );
 }
+
+/// Not a test: writes small valid images for the fuzzer to begin with.
+#[test]
+#[ignore = "writes to the directory SKERRY_FUZZ_SEEDS"]
+fn write_the_fuzzer_s_seeds() {
+    let Some(to) = std::env::var_os("SKERRY_FUZZ_SEEDS") else {
+        return;
+    };
+    for seed in 1..200 {
+        let (_, image) = seed_image(seed);
+        if image.len() <= 64 << 10 {
+            let path = std::path::Path::new(&to).join(format!("seed-{seed}"));
+            std::fs::write(path, &image).expect("a seed");
+        }
+    }
+}

@@ -12,6 +12,7 @@ mod modules;
 mod packages;
 mod probe;
 mod progress;
+mod soak;
 mod sources;
 mod test;
 mod workspace;
@@ -42,6 +43,8 @@ enum Task {
     Lab(lab::Arguments),
     /// Build the demo's guest (kernel, initramfs, root disk) under target/guest
     Guest(guest::Arguments),
+    /// Run the disk engine's seeded tests for long: a million power cuts, and more
+    Soak(soak::Arguments),
     /// Check formatting, clippy and the documentation's build
     Lint,
     /// What the lab's init starts inside; not for people
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Lab(arguments) => lab::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),
+        Task::Soak(arguments) => soak::run(&arguments),
         Task::Lint => lint::run(),
         Task::LabInside(arguments) => lab::inside::run(&arguments),
     };

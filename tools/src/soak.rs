@@ -1,0 +1,106 @@
+//! `cargo xtask soak`: the seeded tests of the disk engine for as long as it takes: power cuts, errors,
+//! comparisons with `qemu-img`, broken images, and a fuzzer.
+use std::process::{Command, ExitCode};
+
+use anyhow::{Result, bail};
+
+use crate::progress::Step;
+use crate::{command, workspace};
+
+/// What there is of each.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Power cuts
+    #[arg(long, default_value_t = 1_000_000)]
+    points: u64,
+    /// Sequences of operations that are compared with qemu-img
+    #[arg(long, default_value_t = 5000)]
+    sequences: u64,
+    /// Seconds of fuzzing; 0 for none
+    #[arg(long, default_value_t = 300)]
+    fuzz: u64,
+}
+
+/// What cargo-fuzz would give the compiler: coverage that libFuzzer reads.
+const FUZZING: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table";
+
+/// Runs all of it, and says in the end what failed.
+///
+/// # Errors
+/// When something failed.
+pub fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let sequences = ("SKERRY_SEQUENCES", arguments.sequences);
+    let mut failed = Vec::new();
+    for (name, variable) in [
+        ("crash", ("SKERRY_CRASH_POINTS", arguments.points)),
+        ("differential", sequences),
+        ("faults", sequences),
+        ("hostile", sequences),
+    ] {
+        let step = Step::start(format!("{name}: {}={}", variable.0, variable.1));
+        match test(name, variable) {
+            Ok(()) => step.done(""),
+            Err(error) => {
+                println!("{name} FAILED: {error:#}");
+                failed.push(name);
+            }
+        }
+    }
+    if arguments.fuzz > 0 {
+        let step = Step::start(format!("fuzzing for {} s", arguments.fuzz));
+        match fuzz(arguments.fuzz) {
+            Ok(()) => step.done(""),
+            Err(error) => {
+                println!("fuzzing FAILED: {error:#}");
+                failed.push("fuzzing");
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    println!("all of it passed");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn test(name: &str, (variable, value): (&str, u64)) -> Result<()> {
+    let mut cargo = Command::new(workspace::cargo());
+    // Optimised, but arithmetic that overflows is a failure as in debug builds.
+    cargo
+        .args(["test", "--release", "--package", "skerry-images", "--test"])
+        .args([name, "--", "--nocapture"])
+        .env(variable, value.to_string())
+        .env("CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS", "true")
+        .env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true")
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .current_dir(workspace::root());
+    command::run(&mut cargo)
+}
+
+fn fuzz(seconds: u64) -> Result<()> {
+    let directory = workspace::root().join("images/fuzz");
+    let corpus = directory.join("corpus/open_image");
+    std::fs::create_dir_all(&corpus)?;
+    let mut seeds = Command::new(workspace::cargo());
+    seeds
+        .args(["test", "--release", "--package", "skerry-images", "--test"])
+        .args(["hostile", "--", "--ignored", "write_the_fuzzer_s_seeds"])
+        .env("SKERRY_FUZZ_SEEDS", &corpus)
+        .current_dir(workspace::root());
+    command::run(&mut seeds)?;
+    // Named, so that what runs while building is not instrumented.
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    // The nightly compiler is rustup's to find.
+    let mut cargo = Command::new("cargo");
+    cargo
+        .args(["+nightly", "run", "--release", "--target", &target, "--"])
+        .arg(&corpus)
+        .args(["-max_len=65536", "-rss_limit_mb=2048", "-timeout=60"])
+        .arg(format!("-max_total_time={seconds}"))
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env_remove("CARGO")
+        .env("RUSTFLAGS", FUZZING)
+        .current_dir(directory);
+    command::run(&mut cargo)
+}
