@@ -9,5 +9,7 @@ pub mod io;
 pub mod ops;
 pub mod qcow2;
 
+mod dirty;
 mod error;
+pub use dirty::DirtyMap;
 pub use error::{Error, Result};

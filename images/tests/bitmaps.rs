@@ -44,7 +44,7 @@ fn through_qemu(bench: &Bench, name: &str, granularity: u64) -> Vec<std::ops::Ra
     bench.check_clean("merged");
     let image = bench.image();
     let trackers = block_on(&bench.port, image.load_bitmaps(&bench.port)).expect("loads");
-    let dirty = tracker(&trackers, "copy").dirty().collect();
+    let dirty = tracker(&trackers, "copy").map().ranges().collect();
     block_on(&bench.port, image.store_bitmaps(&bench.port, &trackers)).expect("stores");
     block_on(&bench.port, image.bitmap_remove(&bench.port, "copy")).expect("removes");
     dirty
@@ -291,7 +291,7 @@ fn a_merge_marks_what_it_writes_and_a_rebase_nothing() {
     for layer in layers {
         let stack = Stack::new(vec![layer]);
         let trackers = block_on(port, stack.load_bitmaps(port)).expect("loads");
-        let dirty: Vec<_> = trackers[0].dirty().collect();
+        let dirty: Vec<_> = trackers[0].map().ranges().collect();
         assert_eq!(dirty, [1 << 20..2 << 20]);
         block_on(port, stack.store_bitmaps(port, &trackers)).expect("stores");
         block_on(port, stack.close(port)).expect("closes");

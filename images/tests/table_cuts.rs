@@ -277,7 +277,8 @@ fn bitmaps_never_lie() {
                 consistent += 1;
                 let mut noted = vec![false; SIZE as usize];
                 tracker
-                    .dirty()
+                    .map()
+                    .ranges()
                     .for_each(|r| noted[r.start as usize..r.end as usize].fill(true));
                 let before = kept("a");
                 let told = (0..now.len()).all(|i| now[i] == before[i] || noted[i]);

@@ -193,9 +193,20 @@ fn a_backup_is_the_disk_at_its_moment_and_the_next_one_only_what_changed() {
         &[&increment, &plain],
         &[],
     );
+    // The bitmap goes on in a new layer, and is in the image when the guest has ended.
+    let top = churn.path("top.qcow2");
+    churn.api.snapshot(DISK, &top);
+    let folder = churn.folder;
     let exit = churn.vmm.wait(SHORT);
     exit.all_ok(5);
     assert_eq!(exit.value("blk-sum", "fnv1a"), disk::checksum(&plain));
+    let info = qemu_img(&["info", "--output=json", "-f", "qcow2"], &[&top], &[]);
+    assert!(
+        info.contains("\"daily\"") && info.contains("\"auto\""),
+        "{info}"
+    );
+    assert!(!info.contains("in-use"), "{info}");
+    drop(folder);
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! Layers of a disk, given one by one by the caller. A path that an image names is never opened.
 
-mod dirty;
 pub mod live;
 mod stack;
 mod volume;
@@ -11,7 +10,6 @@ use crate::Result;
 use crate::io::{ImageFile, OpFuture, Port, Span, join};
 use crate::qcow2::{Guard, Image, Place, Run};
 
-pub use dirty::DirtyMap;
 pub use stack::{Format, LayerSpec, Stack};
 pub use volume::{Drained, Hold, Target, View, Volume};
 

@@ -12,17 +12,21 @@ use std::task::{Poll, Waker};
 use parking_lot::Mutex;
 
 use super::live::Backup;
-use super::{DirtyMap, Layer, Stack};
+use super::{Layer, Stack};
+use crate::DirtyMap;
 use crate::Result;
 use crate::io::{ImageFile, Port, Span};
-use crate::qcow2::Place;
+use crate::qcow2::{Place, Tracker};
 
 /// What a request works with. It stays the same while the request is under way.
+#[derive(Clone)]
 pub struct View {
     /// The layers.
     pub stack: Stack,
     /// Maps that are told of writes when they have ended.
     pub trackers: Vec<Arc<DirtyMap>>,
+    /// Bitmaps that are told so, too, and that the top image keeps.
+    pub bitmaps: Vec<Tracker>,
     /// A backup that copies what a write is about to overwrite.
     pub backup: Option<Arc<Backup>>,
 }
@@ -51,32 +55,23 @@ impl Hold {
 impl View {
     /// The same, with one more map that is told of writes.
     pub fn tracked(&self, map: Arc<DirtyMap>) -> View {
-        let mut trackers = self.trackers.clone();
-        trackers.push(map);
-        View {
-            stack: self.stack.clone(),
-            trackers,
-            backup: self.backup.clone(),
-        }
+        let mut view = self.clone();
+        view.trackers.push(map);
+        view
     }
 
     /// The same without that map.
     pub fn untracked(&self, map: &Arc<DirtyMap>) -> View {
-        let mut trackers = self.trackers.clone();
-        trackers.retain(|t| !Arc::ptr_eq(t, map));
-        View {
-            stack: self.stack.clone(),
-            trackers,
-            backup: self.backup.clone(),
-        }
+        let mut view = self.clone();
+        view.trackers.retain(|t| !Arc::ptr_eq(t, map));
+        view
     }
 
     /// The same with other layers.
     pub fn on(&self, stack: Stack) -> View {
         View {
             stack,
-            trackers: self.trackers.clone(),
-            backup: self.backup.clone(),
+            ..self.clone()
         }
     }
 
@@ -148,6 +143,9 @@ impl View {
     pub fn written(&self, offset: u64, len: u64) {
         for tracker in &self.trackers {
             tracker.mark(offset, len);
+        }
+        for bitmap in &self.bitmaps {
+            bitmap.mark(offset, len);
         }
     }
 
@@ -226,6 +224,7 @@ impl Volume {
             view: Mutex::new(Arc::new(View {
                 stack,
                 trackers: Vec::new(),
+                bitmaps: Vec::new(),
                 backup: None,
             })),
         })
@@ -345,14 +344,81 @@ impl Volume {
     /// Changes the disk's size while requests wait.
     pub async fn resize(&self, port: &Port, size: u64) -> Result<()> {
         let drained = self.drain().await;
-        let view = self.view();
+        let mut view = View::clone(&self.view());
         view.stack.resize(port, size).await?;
-        self.change(&drained, |view| view.on(view.stack.clone()));
+        for bitmap in &mut view.bitmaps {
+            bitmap.resize(size);
+        }
+        self.exchange(&drained, view);
+        Ok(())
+    }
+
+    /// Takes the bitmaps that the top image keeps, from before the first request.
+    pub async fn load_bitmaps(&self, port: &Port) -> Result<()> {
+        let drained = self.drain().await;
+        let bitmaps = self.view().stack.load_bitmaps(port).await?;
+        self.change(&drained, |view| View {
+            bitmaps,
+            ..view.clone()
+        });
+        Ok(())
+    }
+
+    /// Begins to note what is written in a bitmap that the top image keeps.
+    pub async fn add_bitmap(&self, port: &Port, name: &str, granularity: u64) -> Result<()> {
+        let drained = self.drain().await;
+        let mut view = View::clone(&self.view());
+        let tracker = Tracker::new(name.into(), granularity.ilog2(), true, self.size());
+        add_bitmaps(port, view.stack.top(), std::slice::from_ref(&tracker)).await?;
+        view.bitmaps.push(tracker);
+        self.exchange(&drained, view);
+        Ok(())
+    }
+
+    /// Removes a bitmap.
+    pub async fn remove_bitmap(&self, port: &Port, name: &str) -> Result<()> {
+        let drained = self.drain().await;
+        let mut view = View::clone(&self.view());
+        view.bitmaps.retain(|b| b.name() != name);
+        if let Layer::Qcow2(image) = view.stack.top() {
+            image.bitmap_remove(port, name).await?;
+        }
+        self.exchange(&drained, view);
         Ok(())
     }
 
     /// Leaves the images clean. No request is under way any more.
     pub async fn close(&self, port: &Port) -> Result<()> {
-        self.view().stack.close(port).await
+        let view = self.view();
+        view.stack.store_bitmaps(port, &view.bitmaps).await?;
+        view.stack.close(port).await
     }
+}
+
+/// Makes bitmaps in an image, in use: somebody notes in memory what they are about. A raw image keeps
+/// none, so these are lost at the end.
+pub(super) async fn add_bitmaps(port: &Port, layer: &Layer, bitmaps: &[Tracker]) -> Result<()> {
+    let Layer::Qcow2(image) = layer else {
+        return Ok(());
+    };
+    if bitmaps.is_empty() {
+        return Ok(());
+    }
+    for bitmap in bitmaps {
+        image
+            .bitmap_add(port, &bitmap.name(), bitmap.map().granularity())
+            .await?;
+    }
+    // This marks them as in use. They are empty, and those in memory are ours.
+    image.load_bitmaps(port).await.map(drop)
+}
+
+/// Removes bitmaps from an image that is not on top any more.
+pub(super) async fn remove_bitmaps(port: &Port, layer: &Layer, bitmaps: &[Tracker]) -> Result<()> {
+    if let Layer::Qcow2(image) = layer {
+        for bitmap in bitmaps {
+            image.bitmap_remove(port, &bitmap.name()).await?;
+        }
+    }
+    Ok(())
 }

@@ -52,7 +52,7 @@ impl Image {
                 auto: bitmap.auto(),
                 enabled: bitmap.auto() && !bitmap.in_use(),
                 dirty: if cheap {
-                    Some(self.read_bitmap(port, &bitmap).await?.dirty_bytes())
+                    Some(self.read_bitmap(port, &bitmap).await?.map().dirty())
                 } else {
                     None
                 },
@@ -202,7 +202,7 @@ impl Image {
             )));
         }
         let table = read_bitmap_table(self, port, bitmap).await?;
-        let mut tracker = bitmap.tracker(size);
+        let tracker = bitmap.tracker(size);
         let mut buffer = Buffer::new(g.cluster() as usize);
         for (i, entry) in table.iter().enumerate() {
             match *entry {
@@ -210,7 +210,9 @@ impl Image {
                 ONES => buffer.bytes_mut().fill(0xff),
                 offset => port.read(self.file(), offset, buffer.span()).await?,
             }
-            tracker.fill((i as u64) << g.cluster_bits, buffer.bytes());
+            tracker
+                .map()
+                .fill((i as u64) << g.cluster_bits, buffer.bytes());
         }
         Ok(tracker)
     }
@@ -225,7 +227,7 @@ impl Image {
         new: &mut Vec<Freed>,
     ) -> Result<()> {
         let g = self.geometry();
-        let bytes = bitmap.memory(tracker.size());
+        let bytes = bitmap.memory(tracker.map().size());
         let entries = g.clusters(bytes);
         if entries == 0 || entries * g.cluster() > MAX_BITMAP {
             return Err(self.invalid(format!(
@@ -236,7 +238,7 @@ impl Image {
         let mut table = Vec::new();
         let mut part = vec![0; g.cluster() as usize];
         for i in 0..entries {
-            tracker.copy_to(i << g.cluster_bits, &mut part);
+            tracker.map().copy_to(i << g.cluster_bits, &mut part);
             let entry = if part.iter().all(|b| *b == 0) {
                 0
             } else if part.iter().all(|b| *b == 0xff) {

@@ -37,7 +37,7 @@ impl Image {
         let (mut new, mut freed) = (Vec::new(), Vec::new());
         let written = async {
             for tracker in trackers {
-                if tracker.size() != self.size() {
+                if tracker.map().size() != self.size() {
                     return Err(self.invalid("a bitmap has not followed the disk's size"));
                 }
                 let Some(bitmap) = list.iter_mut().find(|b| b.name == tracker.name) else {

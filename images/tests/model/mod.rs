@@ -259,11 +259,18 @@ impl Case {
 
     fn reopen(&mut self) {
         self.log.push("reopen".into());
-        let dirty: Vec<Vec<Range<u64>>> =
-            self.trackers.iter().map(|t| t.dirty().collect()).collect();
+        let dirty: Vec<Vec<Range<u64>>> = self
+            .trackers
+            .iter()
+            .map(|t| t.map().ranges().collect())
+            .collect();
         self.close();
         self.open();
-        let is: Vec<Vec<Range<u64>>> = self.trackers.iter().map(|t| t.dirty().collect()).collect();
+        let is: Vec<Vec<Range<u64>>> = self
+            .trackers
+            .iter()
+            .map(|t| t.map().ranges().collect())
+            .collect();
         if is != dirty {
             self.fail("a bitmap came back differently");
         }

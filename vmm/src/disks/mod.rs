@@ -10,7 +10,8 @@ use std::sync::Arc;
 use serde_json::Value;
 use skerry_devices::virtio::blk::run_on;
 use skerry_devices::worker::WorkerHandle;
-use skerry_images::chain::{DirtyMap, Stack, Volume, live};
+use skerry_images::DirtyMap;
+use skerry_images::chain::{Stack, Volume, live};
 use skerry_images::io::{Port, block_on};
 use skerry_vmm_api::config::DiskConfig;
 use skerry_vmm_api::requests::*;
@@ -73,7 +74,6 @@ type Answer = Result<Option<Value>, DiskError>;
 struct Disk {
     volume: Arc<Volume>,
     opening: Opening,
-    bitmaps: BTreeMap<String, Arc<DirtyMap>>,
 }
 
 /// All disks of a machine.
@@ -108,11 +108,13 @@ impl Disks {
                 problem,
             });
         }
+        if !config.readonly {
+            block_on(&port, volume.load_bitmaps(&port))?;
+        }
         let id = config.id.clone().unwrap_or_default();
         let disk = Disk {
             volume: volume.clone(),
             opening,
-            bitmaps: BTreeMap::new(),
         };
         self.disks.insert(id, disk);
         Ok(volume)
@@ -147,16 +149,10 @@ impl Disks {
                 Ok(None)
             }
             DiskRequest::BitmapRemove(bitmap) => {
-                let map = self.bitmap(&bitmap)?;
-                let disk = self.disk(&bitmap.id)?;
-                disk.bitmaps.remove(&bitmap.name);
-                let volume = disk.volume.clone();
-                wait_on(worker, move |_| {
-                    Box::pin(async move {
-                        let drained = volume.drain().await;
-                        volume.change(&drained, |view| view.untracked(&map));
-                        Ok(())
-                    })
+                self.bitmap(&bitmap)?;
+                let volume = self.idle(&bitmap.id)?.volume.clone();
+                wait_on(worker, move |port| {
+                    Box::pin(async move { volume.remove_bitmap(&port, &bitmap.name).await })
                 })?;
                 Ok(None)
             }
@@ -178,11 +174,14 @@ impl Disks {
     }
 
     fn bitmap(&mut self, bitmap: &VmDiskBitmap) -> Result<Arc<DirtyMap>, DiskError> {
-        let found = self.disk(&bitmap.id)?.bitmaps.get(&bitmap.name).cloned();
-        found.ok_or_else(|| DiskError::NoBitmap {
-            id: bitmap.id.clone(),
-            name: bitmap.name.clone(),
-        })
+        let view = self.disk(&bitmap.id)?.volume.view();
+        let found = view.bitmaps.iter().find(|b| b.name() == bitmap.name);
+        found
+            .map(|b| b.map().clone())
+            .ok_or_else(|| DiskError::NoBitmap {
+                id: bitmap.id.clone(),
+                name: bitmap.name.clone(),
+            })
     }
 
     fn resize(
@@ -209,27 +208,6 @@ impl Disks {
         let volume = disk.volume.clone();
         wait_on(worker, move |port| {
             Box::pin(async move { volume.resize(&port, size).await })
-        })?;
-        // Bitmaps follow: what is new was not written yet.
-        let renewed: Vec<_> = disk
-            .bitmaps
-            .iter_mut()
-            .map(|(_, map)| {
-                let new = DirtyMap::new(size, map.granularity().ilog2());
-                let old = std::mem::replace(map, Arc::new(new));
-                (old, map.clone())
-            })
-            .collect();
-        let volume = disk.volume.clone();
-        wait_on(worker, move |_| {
-            Box::pin(async move {
-                let drained = volume.drain().await;
-                for (old, new) in renewed {
-                    new.merge(&old);
-                    volume.change(&drained, |view| view.untracked(&old).tracked(new));
-                }
-                Ok(())
-            })
         })?;
         changed(&resize.id);
         Ok(None)
@@ -365,7 +343,6 @@ impl Disks {
     }
 
     fn bitmap_add(&mut self, bitmap: VmDiskBitmap, worker: &WorkerHandle) -> Answer {
-        let disk = self.disk(&bitmap.id)?;
         let granularity = bitmap.granularity.unwrap_or(GRANULARITY);
         if !granularity.is_power_of_two() || !(512..=2 << 30).contains(&granularity) {
             return Err(DiskError::Invalid {
@@ -375,19 +352,13 @@ impl Disks {
                 ),
             });
         }
-        if disk.bitmaps.contains_key(&bitmap.name) {
+        if self.bitmap(&bitmap).is_ok() {
             let VmDiskBitmap { id, name, .. } = bitmap;
             return Err(DiskError::BitmapExists { id, name });
         }
-        let map = Arc::new(DirtyMap::new(disk.volume.size(), granularity.ilog2()));
-        disk.bitmaps.insert(bitmap.name, map.clone());
-        let volume = disk.volume.clone();
-        wait_on(worker, move |_| {
-            Box::pin(async move {
-                let drained = volume.drain().await;
-                volume.change(&drained, |view| view.tracked(map));
-                Ok(())
-            })
+        let volume = self.idle(&bitmap.id)?.volume.clone();
+        wait_on(worker, move |port| {
+            Box::pin(async move { volume.add_bitmap(&port, &bitmap.name, granularity).await })
         })?;
         Ok(None)
     }
@@ -451,12 +422,14 @@ fn info((id, disk): (&String, &Disk)) -> DiskInfo {
         size: disk.volume.size(),
         layers: layers(&disk.volume),
         bitmaps: disk
+            .volume
+            .view()
             .bitmaps
             .iter()
-            .map(|(name, map)| DiskBitmapInfo {
-                name: name.clone(),
-                granularity: map.granularity(),
-                dirty: map.dirty(),
+            .map(|bitmap| DiskBitmapInfo {
+                name: bitmap.name(),
+                granularity: bitmap.map().granularity(),
+                dirty: bitmap.map().dirty(),
             })
             .collect(),
     }

@@ -8,8 +8,9 @@ use std::task::{Poll, Waker};
 use parking_lot::Mutex;
 
 use super::Progress;
+use crate::DirtyMap;
 use crate::Result;
-use crate::chain::{DirtyMap, Stack, View, Volume};
+use crate::chain::{Stack, View, Volume};
 use crate::io::{Buffer, Port};
 
 /// A backup under way. A write that comes before its granule was copied copies it first.
@@ -110,9 +111,8 @@ pub async fn backup(
         }
         let task = Backup::new(target, pending);
         volume.change(&drained, |view| View {
-            stack: view.stack.clone(),
-            trackers: view.trackers.clone(),
             backup: Some(task.clone()),
+            ..view.clone()
         });
         task
     };
@@ -133,9 +133,8 @@ pub async fn backup(
     {
         let drained = volume.drain().await;
         volume.change(&drained, |view| View {
-            stack: view.stack.clone(),
-            trackers: view.trackers.clone(),
             backup: None,
+            ..view.clone()
         });
     }
     let result = match copied {

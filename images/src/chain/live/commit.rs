@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::{PIECE, Progress};
-use crate::chain::{DirtyMap, Layer, Stack, Volume};
+use crate::DirtyMap;
+use crate::chain::volume::add_bitmaps;
+use crate::chain::{Layer, Stack, Volume};
 use crate::io::{Buffer, Port};
 use crate::qcow2::Place;
 use crate::{Error, Result};
@@ -122,6 +124,8 @@ async fn merge_active(
     }
     target.flush(port).await?;
     progress.step(0)?;
+    // The bitmaps go on in the new top.
+    add_bitmaps(port, target.top(), &volume.view().bitmaps).await?;
     // Should this process die, whoever starts the guest anew may still give the old chain. It must
     // not hide what is written to the new top from now on.
     top.empty(port).await?;

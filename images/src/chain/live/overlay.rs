@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::Result;
+use crate::chain::volume::{add_bitmaps, remove_bitmaps};
 use crate::chain::{Layer, Stack, Volume};
 use crate::io::Port;
 
@@ -26,9 +27,9 @@ pub async fn put_on_top(
         let view = volume.view();
         let result = async {
             view.stack.flush(port).await?;
-            if let Layer::Qcow2(image) = &overlay {
-                image.flush(port).await?;
-            }
+            // The bitmaps go on in the new top.
+            add_bitmaps(port, &overlay, &view.bitmaps).await?;
+            overlay_flush(port, &overlay).await?;
             ready()
         };
         result.await?;
@@ -38,10 +39,18 @@ pub async fn put_on_top(
         view.stack.top().clone()
     };
     let waited = begun.elapsed();
+    remove_bitmaps(port, &old, &volume.view().bitmaps).await?;
     if let Layer::Qcow2(image) = &old {
         image.close(port).await?;
     }
     // Nobody writes it any more, so others may read it.
     old.file().relock(Some(false))?;
     Ok(waited)
+}
+
+async fn overlay_flush(port: &Port, overlay: &Layer) -> Result<()> {
+    match overlay {
+        Layer::Qcow2(image) => image.flush(port).await,
+        Layer::Raw(raw) => port.flush(raw.file()).await,
+    }
 }
