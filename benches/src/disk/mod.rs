@@ -100,7 +100,8 @@ fn first_writes(arguments: &DiskArguments, folder: &Path) -> Result<()> {
     make(&base, &CreateOptions::new(SIZE))?;
     fill(&LayerSpec::new(Format::Qcow2, &base), 64 << 20)?;
     for depth in [1, 32] {
-        let mut samples = [Samples::new("allocated"), Samples::new("first")];
+        let names = ["allocated", "first", "raw, allocated", "raw, first"];
+        let mut samples = names.map(Samples::new);
         for round in 0..=arguments.runs {
             let top = folder.join("top.qcow2");
             make(&top, &overlay(SIZE, &base))?;
@@ -110,15 +111,23 @@ fn first_writes(arguments: &DiskArguments, folder: &Path) -> Result<()> {
             ];
             // A quarter of its clusters, each written once.
             let load = Load::strided(SPAN, SPAN / (128 << 10), depth, true);
-            let mut open = Open::new(&specs, &load)?;
-            let first = open.run(&load)?;
-            let again = open.run(&load)?;
-            open.close()?;
-            std::fs::remove_file(&top)?;
-            if round > 0 {
-                samples[0].add(1e6 / again);
-                samples[1].add(1e6 / first);
+            // What a file system takes for a page where a file has a hole is in both: so a plain
+            // file is measured beside it.
+            let hole = folder.join("hole.raw");
+            std::fs::File::create(&hole)?.set_len(SPAN)?;
+            let plain = [LayerSpec::new(Format::Raw, &hole)];
+            for (i, specs) in [&specs[..], &plain[..]].into_iter().enumerate() {
+                let mut open = Open::new(specs, &load)?;
+                let first = open.run(&load)?;
+                let again = open.run(&load)?;
+                open.close()?;
+                if round > 0 {
+                    samples[2 * i].add(1e6 / again);
+                    samples[2 * i + 1].add(1e6 / first);
+                }
             }
+            std::fs::remove_file(&top)?;
+            std::fs::remove_file(&hole)?;
         }
         let name = format!("disk: writes of 4 KiB into an overlay of 64 GiB, depth {depth}");
         report(&name, "us a request", &samples, arguments.json)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::{ImageFile, Kind, OpId, Port, Span, Tasks, carry_out};
+use super::{ImageFile, Kind, OpId, Port, Quick, Span, Tasks, carry_out};
 
 /// In an operation's user data: it is not the port's.
 const DIRECT: u64 = 1 << 63;
@@ -36,6 +36,7 @@ pub struct Driver {
     transfers: Vec<Option<Transfer>>,
     free: Vec<u32>,
     in_flight: usize,
+    quick: Quick,
 }
 
 impl Driver {
@@ -56,6 +57,7 @@ impl Driver {
             transfers: Vec::new(),
             free: Vec::new(),
             in_flight: 0,
+            quick: Quick::default(),
         })
     }
 
@@ -162,7 +164,11 @@ impl Driver {
 
     /// Submits one of the port's operations. True if it is done already.
     fn submit(&mut self, id: OpId) -> io::Result<bool> {
+        let quick = &mut self.quick;
         let entry = self.port.look(id, |op| {
+            if let Some(result) = quick.carry_out(op) {
+                return Err(result);
+            }
             let fd = op.file.raw_fd(op.direct);
             let allocate = |mode: i32| {
                 opcode::Fallocate::new(types::Fd(fd), op.len)

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use io_uring::{opcode, squeue, types};
-use skerry_images::io::{Kind, Op, OpId, Port, Tasks, carry_out};
+use skerry_images::io::{Kind, Op, OpId, Port, Quick, Tasks, carry_out};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::worker::{Io, KickWait};
@@ -25,6 +25,7 @@ pub(super) struct RingTasks<T> {
     bell: Arc<EventFd>,
     wait: KickWait,
     ended: Vec<(u32, T)>,
+    quick: Quick,
 }
 
 impl<T> RingTasks<T> {
@@ -38,6 +39,7 @@ impl<T> RingTasks<T> {
             bell,
             wait: KickWait::default(),
             ended: Vec::new(),
+            quick: Quick::default(),
         })
     }
 
@@ -118,16 +120,20 @@ impl<T> RingTasks<T> {
 
     /// True if the operation ended at once.
     fn begin(&mut self, io: &mut Io<'_>, id: OpId) -> bool {
-        match self.port.look(id, entry) {
-            Some(Some(entry)) => {
+        let quick = &mut self.quick;
+        let begun = self.port.look(id, |op| match quick.carry_out(op) {
+            Some(result) => Err(result),
+            None => entry(op).ok_or_else(|| carry_out(op)),
+        });
+        match begun {
+            Some(Ok(entry)) => {
                 // SAFETY: the pieces that the entry points to belong to the operation's span, which
                 // the port keeps, list and memory, until `complete`; so it does the file. The port
                 // lives with this source.
                 unsafe { io.submit(OPERATION | id.0, entry) };
                 false
             }
-            Some(None) => {
-                let result = self.port.look(id, carry_out).unwrap_or(0);
+            Some(Err(result)) => {
                 self.port.complete(id, result);
                 true
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use io_uring::{opcode, squeue, types};
 use skerry_images::Result as ImageResult;
 use skerry_images::chain::{Layer, Target, View, Volume};
-use skerry_images::io::Span;
+use skerry_images::io::{Quick, Span};
 
 use super::ID_LEN;
 use super::request::{Extent, Limits, Request, Status, parse};
@@ -50,6 +50,7 @@ pub(super) struct BlkQueue {
     slots: Vec<Slot>,
     free: Vec<u32>,
     tasks: RingTasks<ImageResult<()>>,
+    quick: Quick,
     /// A place or memory for a bounce buffer was lacking, or the gate is closed: look again later.
     starved: bool,
     /// A task waits for the gate.
@@ -78,6 +79,7 @@ impl BlkQueue {
             slots: Vec::new(),
             free: Vec::new(),
             tasks: RingTasks::new()?,
+            quick: Quick::default(),
             starved: false,
             waits: false,
             bounced: 0,
@@ -272,6 +274,18 @@ impl BlkQueue {
         let slot = &mut self.slots[tag as usize];
         let fd = types::Fd(slot.fd);
         let rest = &slot.iov[slot.first.min(slot.iov.len())..];
+        if matches!(slot.request, Request::Write { .. })
+            && slot.done == 0
+            && self.volume.memory_align() == 1
+            && !self.write_through
+        {
+            // SAFETY: the iovecs point into guest RAM, kept mapped by the slot's chain; the view
+            // holds the file; without O_DIRECT no memory has to be aligned.
+            let result = unsafe { self.quick.write(slot.fd, rest, slot.host) };
+            if let Some(result) = result {
+                return self.completed(queue, io, tag, result);
+            }
+        }
         let entry: squeue::Entry = match slot.request {
             Request::Read { .. } => opcode::Readv::new(fd, rest.as_ptr(), rest.len() as u32)
                 .offset(slot.host + slot.done)
