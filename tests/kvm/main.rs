@@ -3,6 +3,7 @@
 
 mod api;
 mod block;
+mod churn;
 mod cpus;
 mod death;
 mod ends;
