@@ -1,4 +1,8 @@
 //! Persistent dirty bitmaps, judged by `qemu-img`.
+#![allow(
+    clippy::single_range_in_vec_init,
+    reason = "lists of ranges are compared"
+)]
 
 mod tools;
 

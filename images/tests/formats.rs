@@ -17,10 +17,10 @@ fn content(path: &Path, seed: u64) -> Vec<u8> {
     let end = bytes.len();
     for piece in bytes[..end].chunks_mut(48 << 10) {
         match dice.below(4) {
-            0 => piece.fill(dice.next() as u8),
+            0 => piece.fill(dice.number() as u8),
             1 => {
                 for word in piece.chunks_mut(8) {
-                    word.copy_from_slice(&dice.next().to_le_bytes()[..word.len()]);
+                    word.copy_from_slice(&dice.number().to_le_bytes()[..word.len()]);
                 }
             }
             2 => {

@@ -78,9 +78,9 @@ fn word(dice: &mut Dice, image: &[u8]) -> u64 {
         6 => dice.below(len) & !(cluster - 1) | 1 << 63,
         7 => dice.below(len) & !(cluster - 1) | 1 << 62,
         8 => len & !(cluster - 1) | 1 << 63,
-        9 => 0x00ff_ffff_ffff_fe00 | dice.next() & 3 << 62,
+        9 => 0x00ff_ffff_ffff_fe00 | dice.number() & 3 << 62,
         10 => i64::MAX as u64,
-        _ => dice.next(),
+        _ => dice.number(),
     }
 }
 
@@ -214,7 +214,7 @@ fn broken_images_end_in_errors_and_nothing_worse() {
             let started = Instant::now();
             PEAK.store(NOW.load(Ordering::Relaxed), Ordering::Relaxed);
             let base = NOW.load(Ordering::Relaxed);
-            let (len, n) = (image.len() as u64, dice.next());
+            let (len, n) = (image.len() as u64, dice.number());
             let own = shape.clone();
             alone(disk.clone(), dice.clone(), |port| {
                 Box::pin(use_it(port, own, len, n))

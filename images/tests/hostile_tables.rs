@@ -103,7 +103,7 @@ fn any_byte_may_be_wrong() {
                 broken[at] = match dice.below(3) {
                     0 => 0xff,
                     1 => broken[at] ^ 1 << dice.below(8),
-                    _ => dice.next() as u8,
+                    _ => dice.number() as u8,
                 };
             }
             let file = std::fs::File::create(bench.top()).expect("the image");

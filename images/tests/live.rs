@@ -150,7 +150,7 @@ impl World {
         let dice = &mut self.sim.dice;
         let first = dice.below(self.sectors);
         let count = (1 + dice.below(self.cluster / SECTOR * 2)).min(self.sectors - first);
-        let (kind, value) = (dice.below(8), dice.next() as u8 | 1);
+        let (kind, value) = (dice.below(8), dice.number() as u8 | 1);
         let overlaps = |(a, n): &(u64, u64)| *a < first + count && first < a + n;
         if kind < 7 && self.shared.lock().busy.iter().any(overlaps) {
             return;

@@ -23,7 +23,7 @@ fn alone<T: 'static>(
     dice: &mut Dice,
     task: impl FnOnce(Port) -> Task<T>,
 ) -> (SimDisk, T) {
-    let mut sim = Simulator::new(disk, Dice(dice.next()));
+    let mut sim = Simulator::new(disk, Dice(dice.number()));
     let task = task(sim.port.clone());
     let result = sim.finish(task).expect("the task ends");
     (sim.disk, result)
@@ -126,7 +126,7 @@ fn cut_through(
     task: impl FnOnce(Port) -> Task<Result<()>>,
     mut judge: impl FnMut(SimDisk, &mut Dice),
 ) {
-    let mut sim = Simulator::new(disk, Dice(dice.next()));
+    let mut sim = Simulator::new(disk, Dice(dice.number()));
     let task = task(sim.port.clone());
     sim.spawn(0, task);
     loop {

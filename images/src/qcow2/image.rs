@@ -363,7 +363,6 @@ impl Image {
                 }
             };
             match stop {
-                Stop::Fail(e) => return Err(e),
                 Stop::Corrupt(what) => return Err(self.corrupt(what)),
                 Stop::Load(table, key) => self.load(port, table, key).await?,
                 Stop::Region(region) => self.add_region(port, region).await?,

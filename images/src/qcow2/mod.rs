@@ -1,7 +1,7 @@
 //! The qcow2 engine (the format's specification: QEMU's docs/interop/qcow2.rst).
 //!
 //! [`Image`] is the open image. Looking something up and deciding what to write is synchronous
-//! ([`state`]); getting what that lacks, and carrying it out, is done by tasks on a
+//! (`state`); getting what that lacks, and carrying it out, is done by tasks on a
 //! [`Port`](crate::io::Port).
 
 mod bitmap;

@@ -2,9 +2,8 @@
 
 use super::Image;
 use super::entry::Entry;
-use super::geometry::Geometry;
 use super::header::MAX_L1;
-use super::state::{Freed, Space};
+use super::state::{Freed, Space, State, Stop};
 use crate::Result;
 use crate::chain::Layer;
 use crate::io::{Buffer, Port};
@@ -135,39 +134,37 @@ impl Image {
         port: &Port,
         len: u64,
     ) -> Result<Option<(u64, Entry)>> {
-        let g: Geometry = self.geometry();
-        let bits = g.cluster_bits;
-        loop {
-            let next = self.state().packed_end;
-            let inside = next & (g.cluster() - 1);
-            if inside != 0 {
-                let cluster = next >> bits;
-                let rest = g.cluster() - inside;
-                let placed = self
-                    .with(port, |s| {
-                        let count = s.refcount(cluster)?;
-                        let after = s.refcount(cluster + 1)?;
-                        if count == 0 || count >= g.refcount_max() || len > rest && after != 0 {
-                            s.packed_end = 0;
-                            return Ok(false);
-                        }
-                        if len > rest {
-                            s.set_refcount(cluster + 1, 1)?;
-                            s.untouched = s.untouched.max(cluster + 2);
-                        }
-                        s.set_refcount(cluster, count + 1)?;
-                        s.packed_end = next + len;
-                        Ok(true)
-                    })
-                    .await?;
-                if placed {
-                    return Ok(Entry::for_compressed(&g, next, len).map(|e| (next, e)));
+        let place = self.with(port, |s| s.allocate_packed(len)).await?;
+        Ok(Entry::for_compressed(&self.geometry(), place, len).map(|e| (place, e)))
+    }
+}
+
+impl State {
+    /// Takes a place for `len` bytes of compressed data, at most a cluster's: right behind the last,
+    /// if that can be.
+    fn allocate_packed(&mut self, len: u64) -> std::result::Result<u64, Stop> {
+        let g = self.geometry;
+        let next = self.packed_end;
+        let inside = next & (g.cluster() - 1);
+        if inside != 0 {
+            let cluster = next >> g.cluster_bits;
+            let more = len > g.cluster() - inside;
+            // All that may be lacking is asked for before anything changes.
+            let count = self.refcount(cluster)?;
+            let after = if more { self.refcount(cluster + 1)? } else { 0 };
+            if count != 0 && count < g.refcount_max() && after == 0 {
+                if more {
+                    self.set_refcount(cluster + 1, 1)?;
+                    self.untouched = self.untouched.max(cluster + 2);
                 }
+                self.set_refcount(cluster, count + 1)?;
+                self.packed_end = next + len;
+                return Ok(next);
             }
-            let (first, _, _) = self.with(port, |s| s.allocate(1)).await?;
-            let at = first << bits;
-            self.state().packed_end = at + len;
-            return Ok(Entry::for_compressed(&g, at, len).map(|e| (at, e)));
         }
+        let (first, _, _) = self.allocate(1)?;
+        let place = first << g.cluster_bits;
+        self.packed_end = place + len;
+        Ok(place)
     }
 }

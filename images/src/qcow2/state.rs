@@ -8,7 +8,6 @@ use super::cache::SliceCache;
 use super::entry::{COPIED, Entry, OFFSET, Place, Run};
 use super::geometry::{Geometry, refcount, set_refcount};
 use super::header::Header;
-use crate::Error;
 
 /// Why a step cannot be done now.
 pub(super) enum Stop {
@@ -16,8 +15,6 @@ pub(super) enum Stop {
     Load(Table, u64),
     /// There is no refblock for this part of the file.
     Region(u64),
-    /// The step can never be done.
-    Fail(Error),
     /// The step can never be done; the image is named by whoever knows its path.
     Corrupt(String),
 }
@@ -566,10 +563,10 @@ impl State {
             };
             if new != old {
                 self.set_entry(at, new)?;
-                if new.word & OFFSET == 0 || old.compressed() {
-                    if let Some((first, count)) = old.references(&g, self.external) {
-                        self.freed.push(Freed { first, count });
-                    }
+                if (new.word & OFFSET == 0 || old.compressed())
+                    && let Some((first, count)) = old.references(&g, self.external)
+                {
+                    self.freed.push(Freed { first, count });
                 }
             }
             at = end;

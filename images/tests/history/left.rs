@@ -53,7 +53,7 @@ pub fn judge(
     dice: &mut Dice,
 ) -> Verdict<()> {
     let len = disk.len(TOP);
-    let (own, seed) = (shape.clone(), Dice(dice.next()));
+    let (own, seed) = (shape.clone(), Dice(dice.number()));
     let (disk, checked) = alone(disk, seed, |port| {
         Box::pin(async move { look(&port, &own, len, Repair::None).await })
     });
@@ -61,7 +61,7 @@ pub fn judge(
     if !sound(&report, shape) && !dirty {
         return Err(format!("the check says:\n{}", report.messages.join("\n")));
     }
-    let (own, seed) = (shape.clone(), Dice(dice.next()));
+    let (own, seed) = (shape.clone(), Dice(dice.number()));
     let (mut disk, opened) = alone(disk, seed, |port| {
         Box::pin(async move {
             let stack = open(&port, &own, len, false).await.map_err(why)?;
@@ -75,7 +75,7 @@ pub fn judge(
     }
     allowed.after_cut(0, content.bytes())?;
     if dirty {
-        let (own, seed, len) = (shape.clone(), Dice(dice.next()), disk.len(TOP));
+        let (own, seed, len) = (shape.clone(), Dice(dice.number()), disk.len(TOP));
         let (rebuilt, checked) = alone(disk, seed, |port| {
             Box::pin(async move { look(&port, &own, len, Repair::None).await })
         });
@@ -105,7 +105,7 @@ fn works_on(disk: SimDisk, shape: &Shape, before: Buffer, dice: &mut Dice) -> Ve
         pieces.push((at * 512, data));
     }
     let (own, len) = (shape.clone(), disk.len(TOP));
-    let (disk, written) = alone(disk, Dice(dice.next()), |port| {
+    let (disk, written) = alone(disk, Dice(dice.number()), |port| {
         Box::pin(async move {
             let stack = open(&port, &own, len, false).await.map_err(why)?;
             for (at, data) in &pieces {
@@ -117,7 +117,7 @@ fn works_on(disk: SimDisk, shape: &Shape, before: Buffer, dice: &mut Dice) -> Ve
     });
     written?;
     let (own, len) = (shape.clone(), disk.len(TOP));
-    let (disk, checked) = alone(disk, Dice(dice.next()), |port| {
+    let (disk, checked) = alone(disk, Dice(dice.number()), |port| {
         Box::pin(async move {
             let (report, _) = look(&port, &own, len, Repair::Leaks).await?;
             let stack = open(&port, &own, len, true).await.map_err(why)?;
@@ -134,7 +134,7 @@ fn works_on(disk: SimDisk, shape: &Shape, before: Buffer, dice: &mut Dice) -> Ve
         return Err("after writing on, the content is not what was written".into());
     }
     let (own, len) = (shape.clone(), disk.len(TOP));
-    let (_, checked) = alone(disk, Dice(dice.next()), |port| {
+    let (_, checked) = alone(disk, Dice(dice.number()), |port| {
         Box::pin(async move { look(&port, &own, len, Repair::None).await })
     });
     let (report, _) = checked?;

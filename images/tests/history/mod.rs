@@ -1,4 +1,5 @@
 //! One seeded history of a guest on a simulated disk: concurrent requests, and power cuts.
+#![allow(dead_code, reason = "each test file takes what it needs")]
 
 pub mod allowed;
 pub mod left;
@@ -101,7 +102,7 @@ impl History {
         });
         made.expect("an image is made");
         disk.settle();
-        dice.next();
+        dice.number();
         let (own, len) = (shape.clone(), disk.len(TOP));
         let (disk, stack) = alone(disk, dice.clone(), |port| {
             Box::pin(async move { open(&port, &own, len, false).await })

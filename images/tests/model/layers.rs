@@ -33,7 +33,7 @@ impl Case {
         let mut base = vec![0; len as usize];
         for (i, chunk) in base.chunks_mut(5000).enumerate() {
             match self.dice.below(3) {
-                0 => chunk.fill(self.dice.next() as u8),
+                0 => chunk.fill(self.dice.number() as u8),
                 // As it is already.
                 1 => {
                     let same = &self.model[(i * 5000).min(self.model.len())..];

@@ -164,7 +164,7 @@ impl Case {
         let range = at as usize..(at + len) as usize;
         match self.dice.below(21) {
             0..=6 => {
-                let byte = self.dice.next() as u8;
+                let byte = self.dice.number() as u8;
                 self.log.push(format!("write {at:#x}+{len:#x} {byte:#x}"));
                 let mut data = Buffer::new(len as usize);
                 data.bytes_mut().fill(byte);
@@ -223,7 +223,7 @@ impl Case {
             0 => size - self.dice.below(size / 2) / SECTOR * SECTOR,
             _ => size + self.dice.below(size / 2) / SECTOR * SECTOR,
         };
-        let new = new.min(24 << 20).max(SECTOR);
+        let new = new.clamp(SECTOR, 24 << 20);
         self.log.push(format!("resize {size:#x} -> {new:#x}"));
         self.model.resize(new as usize, 0);
         let (port, stack) = (self.port.clone(), self.stack());
@@ -240,11 +240,11 @@ impl Case {
         if self.shape.data != Data::Inside || at + cluster > self.model.len() as u64 {
             return;
         }
-        let mut bytes = vec![self.dice.next() as u8; cluster as usize];
+        let mut bytes = vec![self.dice.number() as u8; cluster as usize];
         // Some packs well and some less so.
         let noise = self.dice.below(cluster) as usize;
         for byte in &mut bytes[..noise.min(4096)] {
-            *byte = self.dice.next() as u8;
+            *byte = self.dice.number() as u8;
         }
         let (port, image) = (self.port.clone(), self.image());
         let Some(packed) = pack(image.header().compression, &bytes) else {

@@ -94,7 +94,7 @@ impl Shape {
             let mut base = vec![0; len as usize];
             for chunk in base.chunks_mut(3000) {
                 if dice.one_in(2) {
-                    chunk.fill(dice.next() as u8 | 1);
+                    chunk.fill(dice.number() as u8 | 1);
                 }
             }
             std::fs::write(&path, &base).expect("the base");
