@@ -77,10 +77,10 @@ pub async fn check(image: &Image, port: &Port, repair: Repair) -> Result<Report>
     }
     if repair == Repair::All && checker.report.corruptions == checker.report.corruptions_fixed {
         let marks = incompatible::CORRUPT | incompatible::DIRTY;
-        let marked = image.state().header.incompatible & marks != 0;
-        if marked {
-            image.state().header.incompatible &= !marks;
-            image.write_header(port).await?;
+        if image.header().needs(marks) {
+            image
+                .change_header(port, |h| h.incompatible &= !marks)
+                .await?;
         }
     }
     if repair != Repair::None {

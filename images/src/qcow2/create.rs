@@ -157,6 +157,7 @@ impl CreateOptions {
             bitmaps: None,
             unknown: Vec::new(),
             backing_at: 0,
+            extensions_end: 0,
         })
     }
 
@@ -224,12 +225,7 @@ pub async fn create(
         port.set_len(file, total << g.cluster_bits).await?;
     }
     port.write(file, g.cluster(), tables.span()).await?;
-    let names = header.serialize(true);
-    let head = match names {
-        Ok(head) if head.len() <= 512 || options.backing.is_none() => Ok(head),
-        _ => header.serialize(false),
-    };
-    let head = head.map_err(|what| invalid(what.to_owned()))?;
+    let (head, _) = header.layout(0).map_err(|what| invalid(what.into()))?;
     port.write(file, 0, Buffer::from_slice(&head).span())
         .await?;
     if let Some(data) = data

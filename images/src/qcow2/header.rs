@@ -16,10 +16,8 @@ pub const MAX_L1: u64 = 32 << 20;
 pub const MAX_REFTABLE: u64 = 8 << 20;
 /// The longest name of a backing file.
 pub const MAX_NAME: usize = 1023;
-/// Bytes of the header that this engine writes, without extensions.
-const LENGTH_V3: usize = 112;
-const LENGTH_V2: usize = 72;
-const SECTOR: usize = 512;
+/// Bytes of a header of version 2.
+pub(super) const LENGTH_V2: usize = 72;
 
 /// Bits that a reader must know.
 pub mod incompatible {
@@ -51,7 +49,7 @@ pub mod autoclear {
     pub const RAW_DATA: u64 = 1 << 1;
 }
 
-mod extension {
+pub(super) mod extension {
     pub const END: u32 = 0;
     pub const BACKING_FORMAT: u32 = 0xe279_2aca;
     pub const FEATURE_NAMES: u32 = 0x6803_f857;
@@ -132,6 +130,8 @@ pub struct Header {
     pub unknown: Vec<(u32, Vec<u8>)>,
     /// Where the backing file's name is in the file.
     pub backing_at: u64,
+    /// Where the extensions end in the file, with the mark of their end.
+    pub extensions_end: u64,
 }
 
 impl Header {
@@ -222,7 +222,12 @@ impl Header {
                 compression = bytes.get(104).copied().unwrap_or(0);
             }
         }
-        let extensions = Extensions::parse(bytes, length as usize, 1 << cluster_bits)
+        // The name of the layer below ends the extensions, too: version 2 may have no other mark.
+        let end = match be64(bytes, 8) {
+            0 => 1 << cluster_bits,
+            name => name.min(1 << cluster_bits) as usize,
+        };
+        let extensions = Extensions::parse(bytes, length as usize, end)
             .map_err(|what| corrupt(what.to_owned()))?;
         let unknown = incompatible & !self::incompatible::KNOWN;
         if unknown != 0 {
@@ -292,6 +297,7 @@ impl Header {
             bitmaps: extensions.bitmaps,
             unknown: extensions.unknown,
             backing_at: be64(bytes, 8),
+            extensions_end: extensions.end as u64,
         };
         let backing = header
             .backing_name(bytes, be32(bytes, 16))
@@ -369,87 +375,6 @@ impl Header {
         }
         Ok(())
     }
-
-    /// The header as it is in the file: the first sector, which holds every field that changes and
-    /// is written last and as a whole; then the rest. The backing file's name is put at
-    /// `backing_at`, or after the extensions if that is 0.
-    ///
-    /// Fails with what is too long.
-    pub fn serialize(&self, feature_names: bool) -> std::result::Result<Vec<u8>, &'static str> {
-        let mut out = vec![
-            0;
-            if self.version >= 3 {
-                LENGTH_V3
-            } else {
-                LENGTH_V2
-            }
-        ];
-        if self.version >= 3 {
-            out[72..80].copy_from_slice(&self.incompatible.to_be_bytes());
-            out[80..88].copy_from_slice(&self.compatible.to_be_bytes());
-            out[88..96].copy_from_slice(&self.autoclear.to_be_bytes());
-            out[96..100].copy_from_slice(&self.geometry.refcount_order.to_be_bytes());
-            out[100..104].copy_from_slice(&(LENGTH_V3 as u32).to_be_bytes());
-            out[104] = u8::from(self.compression == Compression::Zstd);
-        }
-        let mut put = |kind: u32, data: &[u8]| {
-            out.extend_from_slice(&kind.to_be_bytes());
-            out.extend_from_slice(&(data.len() as u32).to_be_bytes());
-            out.extend_from_slice(data);
-            out.resize(out.len().next_multiple_of(8), 0);
-        };
-        if let Some(format) = &self.backing_format {
-            put(extension::BACKING_FORMAT, format.as_bytes());
-        }
-        if let Some(bitmaps) = &self.bitmaps {
-            let mut data = [0; 24];
-            data[0..4].copy_from_slice(&bitmaps.count.to_be_bytes());
-            data[8..16].copy_from_slice(&bitmaps.directory_size.to_be_bytes());
-            data[16..24].copy_from_slice(&bitmaps.directory_offset.to_be_bytes());
-            put(extension::BITMAPS, &data);
-        }
-        for (kind, data) in &self.unknown {
-            put(*kind, data);
-        }
-        if let Some(name) = &self.data_file {
-            put(extension::DATA_FILE, name.as_bytes());
-        }
-        if feature_names && self.version >= 3 {
-            put(extension::FEATURE_NAMES, &feature_table());
-        }
-        put(extension::END, &[]);
-        let cluster = self.geometry.cluster() as usize;
-        let end = out.len();
-        if let Some(name) = &self.backing {
-            let at = if self.backing_at >= end as u64 {
-                self.backing_at as usize
-            } else {
-                end
-            };
-            if name.len() > MAX_NAME || at + name.len() > cluster {
-                return Err("the backing file's name is too long for the header");
-            }
-            out.resize(out.len().max(at + name.len()), 0);
-            out[at..at + name.len()].copy_from_slice(name.as_bytes());
-            out[8..16].copy_from_slice(&(at as u64).to_be_bytes());
-            out[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
-        }
-        if out.len() > cluster {
-            return Err("the header's extensions do not fit into a cluster");
-        }
-        out[0..4].copy_from_slice(&MAGIC.to_be_bytes());
-        out[4..8].copy_from_slice(&self.version.to_be_bytes());
-        out[20..24].copy_from_slice(&self.geometry.cluster_bits.to_be_bytes());
-        out[24..32].copy_from_slice(&self.size.to_be_bytes());
-        out[36..40].copy_from_slice(&self.l1_entries.to_be_bytes());
-        out[40..48].copy_from_slice(&self.l1_offset.to_be_bytes());
-        out[48..56].copy_from_slice(&self.reftable_offset.to_be_bytes());
-        out[56..60].copy_from_slice(&self.reftable_clusters.to_be_bytes());
-        out[60..64].copy_from_slice(&self.snapshots.to_be_bytes());
-        out[64..72].copy_from_slice(&self.snapshots_offset.to_be_bytes());
-        out.resize(out.len().next_multiple_of(SECTOR), 0);
-        Ok(out)
-    }
 }
 
 #[derive(Default)]
@@ -460,18 +385,16 @@ struct Extensions {
     encrypted: bool,
     names: Vec<(u8, u8, String)>,
     unknown: Vec<(u32, Vec<u8>)>,
+    /// Where they end.
+    end: usize,
 }
 
 impl Extensions {
-    fn parse(
-        bytes: &[u8],
-        start: usize,
-        cluster: usize,
-    ) -> std::result::Result<Self, &'static str> {
+    /// Parses what is between `start` and `end`.
+    fn parse(bytes: &[u8], start: usize, end: usize) -> std::result::Result<Self, &'static str> {
         let mut found = Extensions::default();
-        let end = bytes.len().min(cluster);
+        let end = bytes.len().min(end);
         let mut at = start;
-        // Version 2 images may have no room for extensions, not even for the end mark.
         while at + 8 <= end {
             let (kind, len) = (be32(bytes, at), be32(bytes, at + 4) as usize);
             at += 8;
@@ -508,6 +431,7 @@ impl Extensions {
             }
             at += len.next_multiple_of(8);
         }
+        found.end = at;
         Ok(found)
     }
 
@@ -525,29 +449,6 @@ impl Extensions {
                 },
             )
     }
-}
-
-/// Names for readers that do not know a feature.
-fn feature_table() -> Vec<u8> {
-    let names: [(u8, u8, &str); 8] = [
-        (0, 0, "dirty bit"),
-        (0, 1, "corrupt bit"),
-        (0, 2, "external data file"),
-        (0, 3, "compression type"),
-        (0, 4, "extended L2 entries"),
-        (1, 0, "lazy refcounts"),
-        (2, 0, "bitmaps"),
-        (2, 1, "raw external data"),
-    ];
-    let mut table = Vec::with_capacity(names.len() * 48);
-    for (kind, bit, name) in names {
-        let mut entry = [0; 48];
-        entry[0] = kind;
-        entry[1] = bit;
-        entry[2..2 + name.len()].copy_from_slice(name.as_bytes());
-        table.extend_from_slice(&entry);
-    }
-    table
 }
 
 pub(super) fn be32(bytes: &[u8], at: usize) -> u32 {

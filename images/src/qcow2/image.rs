@@ -585,58 +585,6 @@ impl Image {
         });
         Ok(())
     }
-
-    /// Writes the header, the first sector last and durably before and after. The caller holds
-    /// [`Space::Header`] or is alone.
-    pub(super) async fn write_header(&self, port: &Port) -> Result<()> {
-        let header = self.header();
-        self.put_header(port, &header).await
-    }
-
-    /// Changes the header in the file, and then here. Until that is known to have worked, nothing
-    /// else is written: see [`commit`](Self::commit). The caller holds [`Space::Header`].
-    pub(super) async fn change_header(
-        &self,
-        port: &Port,
-        change: impl FnOnce(&mut Header),
-    ) -> Result<()> {
-        let mut header = self.header();
-        change(&mut header);
-        self.put_header(port, &header).await?;
-        self.state.lock().header = header;
-        Ok(())
-    }
-
-    async fn put_header(&self, port: &Port, header: &Header) -> Result<()> {
-        // Names of features are a courtesy: they go where they would not fit into the sector that
-        // is written as a whole.
-        let bytes = match header.serialize(true) {
-            Ok(bytes) if bytes.len() <= 512 => Ok(bytes),
-            _ => header.serialize(false),
-        };
-        let bytes = bytes.map_err(|what| self.invalid(what))?;
-        let buffer = Buffer::from_slice(&bytes);
-        self.state.lock().header_unsure = true;
-        if bytes.len() > 512 {
-            let rest = buffer.part(512, bytes.len() - 512);
-            port.write(&self.file, 512, rest).await?;
-        }
-        port.flush(&self.file).await?;
-        port.write(&self.file, 0, buffer.part(0, 512)).await?;
-        port.flush(&self.file).await?;
-        self.state.lock().header_unsure = false;
-        Ok(())
-    }
-
-    /// After a header that could not be written, or not to the end: makes the file's the one that is
-    /// in force here.
-    pub(super) async fn settle_header(&self, port: &Port) -> Result<()> {
-        if !self.state.lock().header_unsure {
-            return Ok(());
-        }
-        let _lock = self.hold(Space::Header, 0, 0, true).await;
-        self.write_header(port).await
-    }
 }
 
 /// Reads a table of big-endian numbers.

@@ -21,6 +21,7 @@ mod rebuild;
 mod relabel;
 mod report;
 mod resize;
+mod rewrite;
 mod snapshot;
 mod state;
 mod status;

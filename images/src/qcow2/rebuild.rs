@@ -19,8 +19,9 @@ pub(super) async fn rebuild(image: &Image, port: &Port) -> Result<()> {
     }
     write_refcounts(image, port, &checker.counts).await?;
     checker.copied_flags(true).await?;
-    image.state().header.incompatible &= !incompatible::DIRTY;
-    image.write_header(port).await
+    image
+        .change_header(port, |h| h.incompatible &= !incompatible::DIRTY)
+        .await
 }
 
 /// Writes new refcount structures behind everything in use, and makes the header name them.
@@ -90,15 +91,17 @@ pub(super) async fn write_refcounts(image: &Image, port: &Port, counts: &Counts)
     port.write(image.file(), offset, Buffer::from_slice(&bytes).span())
         .await?;
     port.flush(image.file()).await?;
-    {
-        let mut state = image.state();
-        state.header.reftable_offset = offset;
-        state.header.reftable_clusters = table as u32;
-        state.reftable = entries;
-        state.reftable_dirty.clear();
-        state.refs.clear();
-        state.hint = 0;
-        state.untouched = state.untouched.max(start + blocks + table);
-    }
-    image.write_header(port).await
+    image
+        .change_header(port, |header| {
+            header.reftable_offset = offset;
+            header.reftable_clusters = table as u32;
+        })
+        .await?;
+    let mut state = image.state();
+    state.reftable = entries;
+    state.reftable_dirty.clear();
+    state.refs.clear();
+    state.hint = 0;
+    state.untouched = state.untouched.max(start + blocks + table);
+    Ok(())
 }

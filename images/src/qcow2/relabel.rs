@@ -27,30 +27,10 @@ impl Image {
         name: Option<(String, String)>,
     ) -> Result<()> {
         let _lock = self.hold(Space::Header, 0, 0, true).await;
-        let old = self.header();
-        {
-            let mut state = self.state();
-            let header = &mut state.header;
+        self.change_header(port, |header| {
             (header.backing, header.backing_format) = name.unzip();
-            // The new name must not overwrite the old one before the first sector changes.
-            let end = old
-                .backing
-                .as_ref()
-                .map_or(0, |n| old.backing_at + n.len() as u64);
-            let room = |at: u64, n: usize| at + n as u64 <= header.geometry.cluster();
-            header.backing_at = match &header.backing {
-                None => 0,
-                Some(n) if old.backing_at < 1024 && room(end.max(1024), n.len()) => end.max(1024),
-                // The other of the two places.
-                Some(_) => 0,
-            };
-        }
-        let written = self.write_header(port).await;
-        if written.is_err() {
-            let mut state = self.state();
-            state.header = old;
-        }
-        written
+        })
+        .await
     }
 
     /// Makes the image empty: everything shows the layer below. Nothing else may be under way. A
@@ -68,12 +48,8 @@ impl Image {
         // Counts of the new table before the header names it.
         self.commit(port, true, true).await?;
         let _header = self.hold(Space::Header, 0, 0, true).await;
-        let old = self.header();
-        self.state().header.l1_offset = offset;
-        if let Err(e) = self.write_header(port).await {
-            self.state().header = old;
-            return Err(e);
-        }
+        self.change_header(port, |header| header.l1_offset = offset)
+            .await?;
         let mut state = self.state();
         state.l1.fill(0);
         state.l1_dirty.clear();

@@ -24,8 +24,10 @@ impl Image {
             super::rebuild::rebuild(self, port).await?;
         }
         if unknown {
-            self.state().header.autoclear &= autoclear::BITMAPS | autoclear::RAW_DATA;
-            self.write_header(port).await?;
+            self.change_header(port, |h| {
+                h.autoclear &= autoclear::BITMAPS | autoclear::RAW_DATA;
+            })
+            .await?;
         }
         Ok(())
     }
