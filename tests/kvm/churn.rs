@@ -187,6 +187,11 @@ fn a_disk_stays_exact_through_any_history_of_live_work() {
 }
 
 #[test]
+fn so_it_does_with_the_smallest_caches() {
+    history(2, ",cache_size=0");
+}
+
+#[test]
 fn so_it_does_past_the_page_cache() {
     history(3, ",direct=on");
 }

@@ -75,7 +75,7 @@ impl Open {
             port,
             tasks: Tasks::new(Box::new(|| {})),
             spans: (0..load.depth).map(|_| buffer()).collect(),
-            holds: vec![None; load.depth as usize],
+            holds: (0..load.depth).map(|_| None).collect(),
             quick: Quick::default(),
         })
     }
@@ -108,7 +108,7 @@ impl Open {
                     Ended::Task(tag, result) => (tag, result.is_ok()),
                 };
                 if let Some(hold) = holds[tag as usize].take() {
-                    view.done(hold);
+                    view.done(hold, good);
                 }
                 if !good {
                     failed = Some(tag);
@@ -137,7 +137,7 @@ impl Open {
                     let moved = unsafe { self.quick.write(file.id(), span.vecs(), host) };
                     if let Some(moved) = moved {
                         ensure!(moved == BLOCK as i32, "a write was cut short: {moved}");
-                        self.view.done(hold);
+                        self.view.done(hold, true);
                         return Ok(true);
                     }
                 }

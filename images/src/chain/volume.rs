@@ -16,7 +16,7 @@ use super::{Layer, Stack};
 use crate::DirtyMap;
 use crate::Result;
 use crate::io::{ImageFile, Port, Span};
-use crate::qcow2::{Place, Tracker};
+use crate::qcow2::{Place, Ticket, Tracker};
 
 /// What a request works with. It stays the same while the request is under way.
 #[derive(Clone)]
@@ -41,14 +41,35 @@ pub enum Target<'a> {
     Unknown,
 }
 
-/// A request's hold on the layer that it was led to: the layer's index and its epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hold(u8, u8);
+/// A request's hold on the layer that it was led to.
+#[derive(Debug)]
+pub struct Hold {
+    layer: u8,
+    how: How,
+}
+
+#[derive(Debug)]
+enum How {
+    /// A raw file moves nothing.
+    Free,
+    /// What was looked up is not reused; the epoch.
+    Side(u8),
+    /// A first write.
+    Ticket(Ticket),
+}
 
 impl Hold {
+    fn new(layer: usize, how: How) -> Hold {
+        // There are at most `MAX_LAYERS`.
+        Hold {
+            layer: layer as u8,
+            how,
+        }
+    }
+
     /// The layer's index.
-    pub fn layer(self) -> usize {
-        self.0.into()
+    pub fn layer(&self) -> usize {
+        self.layer.into()
     }
 }
 
@@ -83,7 +104,9 @@ impl View {
                 return Target::Unknown;
             }
             let image = match layer {
-                Layer::Raw(raw) => return Target::File(raw.file(), offset, Hold(i as u8, 0)),
+                Layer::Raw(raw) => {
+                    return Target::File(raw.file(), offset, Hold::new(i, How::Free));
+                }
                 Layer::Qcow2(image) => image,
             };
             let Some((run, side)) = image.try_read(offset, len) else {
@@ -91,7 +114,7 @@ impl View {
             };
             match run.place {
                 Place::Data(host) if run.len >= len => {
-                    return Target::File(image.data_file(), host, Hold(i as u8, side));
+                    return Target::File(image.data_file(), host, Hold::new(i, How::Side(side)));
                 }
                 _ => image.leave(side),
             }
@@ -104,18 +127,27 @@ impl View {
         Target::Zeroes
     }
 
-    /// Where `len` bytes from `offset` can be written in place.
+    /// Where `len` bytes from `offset` can be written without anything being read or copied first.
     #[inline]
     pub fn write(&self, offset: u64, len: u64) -> Target<'_> {
         if self.backup.is_some() {
             return Target::Unknown;
         }
         match self.stack.top() {
-            Layer::Raw(raw) => Target::File(raw.file(), offset, Hold(0, 0)),
-            Layer::Qcow2(image) => match image.try_write(offset, len) {
-                Some((host, side)) => Target::File(image.data_file(), host, Hold(0, side)),
-                None => Target::Unknown,
-            },
+            Layer::Raw(raw) => Target::File(raw.file(), offset, Hold::new(0, How::Free)),
+            Layer::Qcow2(image) => {
+                if let Some((host, side)) = image.try_write(offset, len) {
+                    let hold = Hold::new(0, How::Side(side));
+                    return Target::File(image.data_file(), host, hold);
+                }
+                match image.begin_write(offset, len) {
+                    Some((host, ticket)) => {
+                        let hold = Hold::new(0, How::Ticket(ticket));
+                        Target::File(image.data_file(), host, hold)
+                    }
+                    None => Target::Unknown,
+                }
+            }
         }
     }
 
@@ -130,11 +162,14 @@ impl View {
         }
     }
 
-    /// A request that was led to a file has ended.
+    /// A request that was led to a file has ended, well or not.
     #[inline]
-    pub fn done(&self, hold: Hold) {
-        if let Some(Layer::Qcow2(image)) = self.stack.layers().get(usize::from(hold.0)) {
-            image.leave(hold.1);
+    pub fn done(&self, hold: Hold, well: bool) {
+        let layer = self.stack.layers().get(hold.layer());
+        match (layer, hold.how) {
+            (Some(Layer::Qcow2(image)), How::Side(side)) => image.leave(side),
+            (Some(Layer::Qcow2(image)), How::Ticket(ticket)) => image.end_write(ticket, well),
+            _ => {}
         }
     }
 

@@ -30,6 +30,8 @@ struct Slot {
     version: u64,
     /// Was used since the hand came by.
     used: bool,
+    /// Somebody is about to change it, and must find it.
+    pins: u32,
 }
 
 /// What a task that lacks a slice has to do.
@@ -101,6 +103,21 @@ impl SliceCache {
         Some(&mut slot.data)
     }
 
+    /// Keeps a slice that is there until it is unpinned.
+    pub fn pin(&mut self, key: u64) {
+        if let Some(i) = self.index.get(&key) {
+            self.slots[*i as usize].pins += 1;
+        }
+    }
+
+    /// Undoes one [`pin`](Self::pin).
+    pub fn unpin(&mut self, key: u64) {
+        if let Some(i) = self.index.get(&key) {
+            let pins = &mut self.slots[*i as usize].pins;
+            *pins = pins.saturating_sub(1);
+        }
+    }
+
     /// Slices that were changed and not written back.
     pub fn dirty(&self) -> usize {
         self.dirty
@@ -123,12 +140,23 @@ impl SliceCache {
         Claim::Yours
     }
 
+    /// Whether a task is loading a slice.
+    pub fn is_loading(&self, key: u64) -> bool {
+        self.loading.contains(&key)
+    }
+
+    /// Whether a claim would find room.
+    pub fn room(&self) -> bool {
+        self.slots.len() + self.loading.len() < self.capacity
+            || self.slots.iter().any(|s| !s.dirty && s.pins == 0)
+    }
+
     /// Drops a clean slice that was not used lately.
     fn evict(&mut self) -> bool {
         for _ in 0..2 * self.slots.len() {
             self.hand = (self.hand + 1) % self.slots.len();
             let slot = &mut self.slots[self.hand];
-            if slot.dirty || std::mem::take(&mut slot.used) {
+            if slot.dirty || slot.pins > 0 || std::mem::take(&mut slot.used) {
                 continue;
             }
             let key = slot.key;
@@ -152,6 +180,7 @@ impl SliceCache {
             dirty: false,
             version: 0,
             used: true,
+            pins: 0,
         });
     }
 

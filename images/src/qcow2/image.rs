@@ -298,6 +298,10 @@ impl Image {
     pub fn enter(&self) -> u8 {
         // The epoch changes under the same lock, so a request is counted in the epoch that it sees.
         let state = self.state.lock();
+        self.enter_locked(&state)
+    }
+
+    pub(super) fn enter_locked(&self, state: &State) -> u8 {
         let side = (state.epoch & 1) as u8;
         self.active[usize::from(side)].fetch_add(1, Ordering::SeqCst);
         side
@@ -405,14 +409,27 @@ impl Image {
 
     async fn load(&self, port: &Port, table: Table, key: u64) -> Result<()> {
         let g = self.geometry;
-        let claim = self.state.lock().cache(table).claim(key);
+        let (claim, dirty) = {
+            let mut state = self.state.lock();
+            let cache = state.cache(table);
+            (cache.claim(key), cache.dirty() > 0)
+        };
         match claim {
             Claim::Present => return Ok(()),
-            Claim::Full => return self.commit(port, false, true).await,
+            // Writing back makes room.
+            Claim::Full if dirty => return self.commit(port, false, true).await,
+            // All of it is being loaded or is about to change.
+            Claim::Full => {
+                let room = |s: &mut State| {
+                    let cache = s.cache(table);
+                    (cache.room() || cache.dirty() > 0).then_some(())
+                };
+                self.until(room).await;
+                return Ok(());
+            }
+            // Whatever comes of it, the step looks again.
             Claim::Loading => {
-                // Whatever comes of it, the step looks again.
-                let mut waited = false;
-                self.until(|_| std::mem::replace(&mut waited, true).then_some(()))
+                self.until(|s| (!s.cache(table).is_loading(key)).then_some(()))
                     .await;
                 return Ok(());
             }

@@ -591,18 +591,23 @@ impl State {
         }
     }
 
-    /// Takes a lock, unless somebody else's is in the way.
-    pub fn try_hold(&mut self, want: Held) -> bool {
-        let conflict = self.held.iter().any(|h| {
+    /// Whether somebody else's lock is in the way of this one.
+    pub fn blocked(&self, want: Held) -> bool {
+        self.held.iter().any(|h| {
             h.space == want.space
                 && (h.exclusive || want.exclusive)
                 && h.first <= want.last
                 && want.first <= h.last
-        });
-        if !conflict {
+        })
+    }
+
+    /// Takes a lock, unless somebody else's is in the way.
+    pub fn try_hold(&mut self, want: Held) -> bool {
+        let free = !self.blocked(want);
+        if free {
             self.held.push(want);
         }
-        !conflict
+        free
     }
 
     /// Gives a lock back.

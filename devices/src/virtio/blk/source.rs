@@ -183,9 +183,9 @@ impl BlkQueue {
             Target::File(file, host, hold) => {
                 slot.fd = file.raw_fd(file.is_direct());
                 slot.host = host;
-                slot.hold = Some(hold);
                 slot.zeroes_behind =
                     !matches!(self.view.stack.layers()[hold.layer()], Layer::Raw(_));
+                slot.hold = Some(hold);
                 let room = MAX_BOUNCE - self.bounced;
                 let block = self.volume.block_size();
                 match slot.aim(file.memory_align(), block, len, room) {
@@ -196,7 +196,7 @@ impl BlkQueue {
                     Err(Some(status)) => self.finish(queue, tag, status),
                     Err(None) => {
                         // Nothing was popped after it, so it goes back as it was.
-                        self.let_go(tag);
+                        self.let_go(tag, false);
                         self.volume.end();
                         queue.undo_pop();
                         self.free.push(tag);
@@ -216,9 +216,9 @@ impl BlkQueue {
     }
 
     /// The layer that led a request to a file hears that it ended.
-    fn let_go(&mut self, tag: u32) {
+    fn let_go(&mut self, tag: u32, well: bool) {
         if let Some(hold) = self.slots[tag as usize].hold.take() {
-            self.view.done(hold);
+            self.view.done(hold, well);
         }
     }
 
@@ -416,7 +416,7 @@ impl BlkQueue {
 
     /// Answers a request and lets go of everything that it held.
     fn finish(&mut self, queue: &mut Queue, tag: u32, status: Status) {
-        self.let_go(tag);
+        self.let_go(tag, status == Status::Ok);
         let slot = &mut self.slots[tag as usize];
         let (counters, done) = (&self.counters, slot.done);
         let mut written = 0;
