@@ -249,8 +249,9 @@ impl<'a> Checker<'a> {
             (_, false) => Entry { word: 1, bitmap: 0 },
             (_, true) => Entry::default().with_bits(0, u32::MAX),
         };
-        let mut next = 0;
         for (owner, i, table) in tables.found {
+            // Where the entry before ends: QEMU begins anew in each table, too.
+            let mut next = 0;
             let Some(times) = tables.times.remove(&table) else {
                 continue;
             };
@@ -301,25 +302,21 @@ impl<'a> Checker<'a> {
     /// Counts a guest cluster of the active tables.
     fn describe(&mut self, entry: Entry, next: &mut u64) {
         let g = self.image.geometry();
-        let Some((first, _)) = entry.references(&g, self.image.external()) else {
-            return;
-        };
-        self.report.allocated_clusters += 1;
         if entry.compressed() {
+            self.report.allocated_clusters += 1;
             self.report.compressed_clusters += 1;
             self.report.fragmented_clusters += 1;
-        } else {
-            if *next != 0 && first != *next {
-                self.report.fragmented_clusters += 1;
-            }
-            *next = first + 1;
+        } else if let Some(host) = entry.host(self.image.external()) {
+            self.report.allocated_clusters += 1;
+            self.report.fragmented_clusters += u64::from(*next != 0 && host != *next);
+            *next = host + g.cluster();
         }
     }
 
     pub(super) async fn compare(&mut self) -> Result<()> {
         let g = self.image.geometry();
         let reftable = self.image.state().reftable.clone();
-        self.report.image_end = (self.counts.last() + 1) << g.cluster_bits;
+        let mut last = self.counts.last();
         let mut seen = HashSet::new();
         let mut covered = 0;
         for (i, at) in reftable.iter().enumerate() {
@@ -350,6 +347,7 @@ impl<'a> Checker<'a> {
                     let is = refcount(block.bytes(), g.refcount_order, j);
                     let should = self.counts.get(first + j);
                     covered += u64::from(should > 0);
+                    last = last.max(if is > 0 { first + j } else { 0 });
                     if is != should && self.differs(first + j, is, should) {
                         set_refcount(block.bytes_mut(), g.refcount_order, j, should);
                         changed = true;
@@ -363,6 +361,7 @@ impl<'a> Checker<'a> {
                     .await?;
             }
         }
+        self.report.image_end = (last + 1) << g.cluster_bits;
         let referred = self.counts.iter().count() as u64;
         if referred > covered {
             let missing = referred - covered;

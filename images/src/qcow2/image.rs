@@ -178,14 +178,14 @@ impl Image {
         } else {
             read_table(port, &file, header.reftable_offset, reftable_bytes).await?
         };
-        if let Some(bad) = reftable
-            .iter()
-            .find(|e| !e.is_multiple_of(geometry.cluster()))
-        {
-            return Err(Error::Corrupt {
-                path: file.path().to_owned(),
-                what: format!("a refblock is at {bad:#x}, not at a cluster's start"),
-            });
+        if !options.for_check {
+            let defect = super::space::refblocks_defect(&reftable, &geometry, file.end());
+            if let Some(what) = defect {
+                return Err(Error::Corrupt {
+                    path: file.path().to_owned(),
+                    what,
+                });
+            }
         }
         if header.version < 3 {
             header.incompatible = 0;
@@ -367,6 +367,7 @@ impl Image {
                 }
             };
             match stop {
+                Stop::Again => yield_now().await,
                 Stop::Corrupt(what) => return Err(self.corrupt(what)),
                 Stop::Load(table, key) => self.load(port, table, key).await?,
                 Stop::Region(region) => self.add_region(port, region).await?,
@@ -537,6 +538,7 @@ impl Image {
         }
         // Nothing in this part is in use, so the block can be its first cluster.
         let cluster = region * g.refblock_entries();
+        self.check_place(cluster)?;
         let mut block = Buffer::new(g.cluster() as usize);
         super::geometry::set_refcount(block.bytes_mut(), g.refcount_order, 0, 1);
         port.write(&self.file, cluster << g.cluster_bits, block.span())
@@ -551,7 +553,7 @@ impl Image {
     }
 
     /// Makes a larger refcount table, behind everything that the old one covers.
-    async fn grow_reftable(&self, port: &Port, region: u64) -> Result<()> {
+    pub(super) async fn grow_reftable(&self, port: &Port, region: u64) -> Result<()> {
         let g = self.geometry;
         let old_len = self.state.lock().reftable.len() as u64;
         let region = region.max(old_len);
@@ -567,6 +569,7 @@ impl Image {
         }
         let start = region * per;
         let used = blocks + clusters;
+        self.check_place(start + used)?;
         let mut content = Buffer::new((used << g.cluster_bits) as usize);
         for i in 0..used {
             let block = (i / per) << g.cluster_bits;
@@ -602,6 +605,19 @@ impl Image {
         });
         Ok(())
     }
+}
+
+/// Lets other tasks go on.
+async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Reads a table of big-endian numbers.

@@ -23,6 +23,7 @@ mod report;
 mod resize;
 mod rewrite;
 mod snapshot;
+mod space;
 mod state;
 mod status;
 mod ticket;

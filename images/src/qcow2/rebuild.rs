@@ -36,7 +36,11 @@ pub(super) async fn write_refcounts(image: &Image, port: &Port, counts: &Counts)
         *old.entry(cluster).or_default() += 1;
     }
     let reftable = image.state().reftable.clone();
-    for block in reftable.iter().filter(|b| **b != 0) {
+    // Only those that were counted: see `Checker::count`.
+    let end = g.clusters(image.file().end());
+    let counted =
+        |b: &&u64| **b != 0 && b.is_multiple_of(g.cluster()) && **b >> g.cluster_bits <= end;
+    for block in reftable.iter().filter(counted) {
         *old.entry(block >> g.cluster_bits).or_default() += 1;
     }
     let start = counts

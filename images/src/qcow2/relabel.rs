@@ -41,7 +41,7 @@ impl Image {
         self.flush(port).await?;
         let entries = self.state().l1.len();
         let clusters = g.clusters(entries as u64 * 8).max(1);
-        let first = self.with(port, |s| s.allocate_run(clusters)).await?;
+        let first = self.allocate_run(port, clusters).await?;
         let table = Buffer::new((clusters << g.cluster_bits) as usize);
         let offset = first << g.cluster_bits;
         port.write(self.file(), offset, table.span()).await?;

@@ -1,7 +1,7 @@
 //! Growing and shrinking the guest's disk, and where compressed clusters are put.
 
 use super::Image;
-use super::entry::Entry;
+use super::entry::{Entry, Place};
 use super::header::MAX_L1;
 use super::state::{Freed, Space, State, Stop};
 use crate::Result;
@@ -54,6 +54,7 @@ impl Image {
             self.flush(port).await?;
         } else {
             self.grow_l1(port, g.l1_entries(size)).await?;
+            self.wipe_rest(port, old, layers).await?;
             let below = layers.iter().skip(1).map(Layer::size).max().unwrap_or(0);
             let shows = below.min(size);
             if old < shows {
@@ -73,6 +74,29 @@ impl Image {
         Ok(())
     }
 
+    /// What the last unit holds behind the disk's end must not show when the disk goes on there:
+    /// not all who write images leave zeroes.
+    async fn wipe_rest(&self, port: &Port, end: u64, layers: &[Layer]) -> Result<()> {
+        let rest = end.next_multiple_of(self.geometry().unit()) - end;
+        if rest == 0 {
+            return Ok(());
+        }
+        let wipe = match self.map(port, end, rest).await?.place {
+            Place::Data(host) if host < self.data_file().end() => {
+                let buffer = Buffer::new(rest as usize);
+                port.read(self.data_file(), host, buffer.span()).await?;
+                buffer.bytes().iter().any(|b| *b != 0)
+            }
+            Place::Compressed(..) => true,
+            _ => false,
+        };
+        if wipe {
+            self.write_zeroes(port, end, rest, layers).await?;
+            self.flush(port).await?;
+        }
+        Ok(())
+    }
+
     /// Makes the L1 table at least so long.
     async fn grow_l1(&self, port: &Port, entries: u64) -> Result<()> {
         let g = self.geometry();
@@ -80,7 +104,7 @@ impl Image {
             return Ok(());
         }
         let clusters = g.clusters(entries * 8);
-        let first = self.with(port, |s| s.allocate_run(clusters)).await?;
+        let first = self.allocate_run(port, clusters).await?;
         // Entries that change from here on would be lost.
         let _l1 = self.hold(Space::L1, 0, u64::MAX, true).await;
         let _commit = self.hold(Space::Commit, 0, 0, true).await;

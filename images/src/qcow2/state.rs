@@ -15,6 +15,8 @@ pub(super) enum Stop {
     Load(Table, u64),
     /// There is no refblock for this part of the file.
     Region(u64),
+    /// The step went on for long and has got somewhere: others first.
+    Again,
     /// The step can never be done; the image is named by whoever knows its path.
     Corrupt(String),
 }
@@ -293,67 +295,6 @@ impl State {
             }
         }
         Ok(())
-    }
-
-    /// Takes up to `want` clusters in a row: the first, how many, and whether they read as zeroes.
-    pub fn allocate(&mut self, want: u64) -> Result<(u64, u64, bool), Stop> {
-        let g = self.geometry;
-        let per = g.refslice_entries();
-        loop {
-            let at = self.hint;
-            let region = at / g.refblock_entries();
-            match self.reftable.get(region as usize) {
-                None | Some(0) => return Err(Stop::Region(region)),
-                Some(_) => {}
-            }
-            let key = at / per;
-            let Some(slice) = self.refs.get(key) else {
-                return Err(Stop::Load(Table::Refs, key));
-            };
-            let free = |i: &u64| refcount(slice, g.refcount_order, *i) == 0;
-            let Some(first) = (at % per..per).find(free) else {
-                self.hint = (key + 1) * per;
-                continue;
-            };
-            let count = (first + 1..per.min(first + want)).take_while(free).count() as u64 + 1;
-            // It is there: `get` found it.
-            if let Some(slice) = self.refs.get_mut(key) {
-                for i in first..first + count {
-                    set_refcount(slice, g.refcount_order, i, 1);
-                }
-            }
-            let first = key * per + first;
-            self.hint = first + count;
-            let fresh = first >= self.untouched;
-            self.untouched = self.untouched.max(first + count);
-            return Ok((first, count, fresh));
-        }
-    }
-
-    /// Takes `want` clusters in a row, all of them, or says what is lacking. Scans from the hint on.
-    pub fn allocate_run(&mut self, want: u64) -> Result<u64, Stop> {
-        let g = self.geometry;
-        let (mut first, mut count) = (self.hint, 0);
-        while count < want {
-            let cluster = first + count;
-            let region = cluster / g.refblock_entries();
-            if self.reftable.get(region as usize).is_none_or(|e| *e == 0) {
-                return Err(Stop::Region(region));
-            }
-            if self.refcount(cluster)? == 0 {
-                count += 1;
-            } else {
-                (first, count) = (cluster + 1, 0);
-            }
-        }
-        for cluster in first..first + want {
-            self.set_refcount(cluster, 1)?;
-        }
-        if first == self.hint {
-            self.hint = first + want;
-        }
-        self.untouched = self.untouched.max(first + want);
-        Ok(first)
     }
 
     /// Decides how the write of `len` bytes at `offset`, within one L2 slice, reaches the disk. The

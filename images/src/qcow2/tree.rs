@@ -131,7 +131,7 @@ impl Image {
         if clusters == 0 {
             return Ok(0);
         }
-        let first = self.with(port, |s| s.allocate_run(clusters)).await?;
+        let first = self.allocate_run(port, clusters).await?;
         let mut buffer = Buffer::new((clusters << g.cluster_bits) as usize);
         buffer.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
         let written = port.write(self.file(), first << g.cluster_bits, buffer.span());

@@ -338,7 +338,7 @@ impl Image {
         }
     }
 
-    async fn write_zeroes(
+    pub(super) async fn write_zeroes(
         &self,
         port: &Port,
         offset: u64,
