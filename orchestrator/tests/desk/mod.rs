@@ -144,7 +144,7 @@ impl Desk {
         let alone = options.contains("preallocation") || options.contains("raw=on");
         let mut flags = String::new();
         let mut below = String::new();
-        if !alone && index % 3 > 0 {
+        if !alone && !index.is_multiple_of(3) {
             let format = if index % 3 == 1 { "raw" } else { "qcow2" };
             let base = format!("base{index}");
             self.qemu(&format!("create -q -f {format} {base} 7M"));

@@ -86,7 +86,7 @@ impl Bench {
             () if self.buffer_size + self.offset > disk.size() => {
                 Some("a request does not fit into the disk")
             }
-            () if (self.buffer_size | step | self.offset) % 512 != 0 => {
+            () if !(self.buffer_size | step | self.offset).is_multiple_of(512) => {
                 Some("sizes and offsets are multiples of 512")
             }
             () => None,
