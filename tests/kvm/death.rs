@@ -152,7 +152,7 @@ fn of_drawing_layers_up() {
 
 #[test]
 fn of_a_backup() {
-    for after in moments().take(4) {
+    for after in moments().take(3) {
         let body = format!(r#"{{"id":"{DISK}","path":"FOLDER/backup.qcow2"}}"#);
         die_in(Operation::VmDiskBackup, &body, after);
     }
