@@ -97,3 +97,17 @@ fn a_power_cut_leaves_a_sound_image_with_all_that_was_flushed() {
         started.elapsed().as_secs_f64()
     );
 }
+
+#[test]
+fn space_is_not_used_again_while_requests_use_it() {
+    let first = number("SKERRY_SEED", 1);
+    for seed in first..first + 150 {
+        let mut history = History::new(seed, Shape::reuse(seed));
+        let mut begun = 0;
+        while begun < 100 {
+            begun += u64::from(history.more());
+            history.step();
+        }
+        history.settle();
+    }
+}

@@ -5,6 +5,7 @@
 mod model;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use model::{Case, Shape};
 
@@ -18,6 +19,7 @@ fn random_operations_leave_what_the_model_says() {
     // Each cluster size with each refcount width: 91.
     let next = AtomicU64::new(number("SKERRY_SEED", 1));
     let end = next.load(Ordering::Relaxed) + number("SKERRY_SEQUENCES", 91);
+    let (done, started) = (AtomicU64::new(0), Instant::now());
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
@@ -27,6 +29,11 @@ fn random_operations_leave_what_the_model_says() {
                         break;
                     }
                     Case::new(seed, Shape::roll(seed)).run();
+                    let run = done.fetch_add(1, Ordering::Relaxed) + 1;
+                    if run.is_multiple_of(250) {
+                        let seconds = started.elapsed().as_secs();
+                        println!("{run} sequences in {seconds} s");
+                    }
                 }
             });
         }

@@ -299,6 +299,9 @@ impl SimDisk {
 /// The longest file: simulated ones are not for bulk.
 const MOST: u64 = 1 << 40;
 
+/// Others overtake a slow operation about so many times.
+const OVERTAKEN: u64 = 100;
+
 /// Runs tasks against a simulated disk.
 pub struct Simulator<T> {
     /// The disk.
@@ -311,9 +314,11 @@ pub struct Simulator<T> {
     pub faults: u64,
     /// One transfer in so many is cut short; 0 for none.
     pub shorts: u64,
+    /// One operation in so many takes long, and others overtake it; 0 for none.
+    pub slow: u64,
     tasks: Tasks<T>,
-    /// Operations that the disk has, with the time of their submission.
-    submitted: Vec<(OpId, u64)>,
+    /// Operations that the disk has, with the time of their submission, and whether they are slow.
+    submitted: Vec<(OpId, u64, bool)>,
 }
 
 impl<T> Simulator<T> {
@@ -325,6 +330,7 @@ impl<T> Simulator<T> {
             port: Port::new(),
             faults: 0,
             shorts: 0,
+            slow: 0,
             tasks: Tasks::new(Box::new(|| {})),
             submitted: Vec::new(),
         }
@@ -349,13 +355,18 @@ impl<T> Simulator<T> {
     pub fn step(&mut self, ended: impl FnMut(u32, T)) -> bool {
         self.tasks.run(ended);
         while let Some(id) = self.port.next() {
-            self.submitted.push((id, self.disk.time));
+            let slow = self.slow != 0 && self.dice.one_in(self.slow);
+            self.submitted.push((id, self.disk.time, slow));
         }
         if self.submitted.is_empty() {
             return false;
         }
-        let pick = self.dice.below(self.submitted.len() as u64) as usize;
-        let (id, since) = self.submitted.swap_remove(pick);
+        let mut pick = self.dice.below(self.submitted.len() as u64) as usize;
+        if self.submitted[pick].2 && !self.dice.one_in(OVERTAKEN) {
+            let quick = self.submitted.iter().position(|(_, _, slow)| !slow);
+            pick = quick.unwrap_or(pick);
+        }
+        let (id, since, _) = self.submitted.swap_remove(pick);
         if self.faults != 0 && self.dice.one_in(self.faults) {
             self.disk.fail(&self.port, id, &mut self.dice);
         } else if self.shorts != 0 && self.dice.one_in(self.shorts) {

@@ -32,6 +32,8 @@ pub type Id = usize;
 pub struct Allowed {
     changes: Vec<Change>,
     sectors: Vec<Vec<Id>>,
+    /// All changes of each: what a long read may show.
+    all: Vec<Vec<Id>>,
     /// Sectors of the layer below.
     below: u64,
 }
@@ -70,6 +72,7 @@ impl Allowed {
                 weak: false,
             }],
             sectors: vec![vec![0]; sectors as usize],
+            all: vec![vec![0]; sectors as usize],
             below,
         }
     }
@@ -90,8 +93,10 @@ impl Allowed {
         });
         let id = self.changes.len() - 1;
         let end = (at + len).min(self.len());
-        for sector in &mut self.sectors[at as usize..end as usize] {
-            sector.push(id);
+        for sectors in [&mut self.sectors, &mut self.all] {
+            for sector in &mut sectors[at as usize..end as usize] {
+                sector.push(id);
+            }
         }
         id
     }
@@ -126,6 +131,7 @@ impl Allowed {
     pub fn resize(&mut self, now: Time, sectors: u64) {
         let old = self.len();
         self.sectors.resize(sectors as usize, Vec::new());
+        self.all.resize(sectors as usize, Vec::new());
         if sectors > old {
             let id = self.begin(now, old, sectors - old, Value::Zero, false);
             self.changes[id].end = Some(now);
@@ -163,7 +169,7 @@ impl Allowed {
     ) -> Result<(), String> {
         for (i, sector) in bytes.chunks(512).enumerate() {
             let n = at + i as u64;
-            let Some(changes) = self.sectors.get(n as usize) else {
+            let Some(changes) = self.all.get(n as usize) else {
                 continue;
             };
             let mut changes = changes.clone();

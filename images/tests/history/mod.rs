@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use allowed::{Allowed, Id, Time, Value, paint};
-use shape::Shape;
+use shape::{Habit, Shape};
 use skerry_images::chain::{Layer, Raw, Stack};
 use skerry_images::io::sim::{Dice, SimDisk, Simulator};
 use skerry_images::io::{Buffer, ImageFile, Port};
@@ -122,6 +122,9 @@ impl History {
             maybe: Vec::new(),
             log: Vec::new(),
         };
+        if history.shape.habit == Habit::Reuse {
+            history.sim.slow = 12;
+        }
         history.fill();
         history
     }
@@ -270,7 +273,23 @@ impl History {
         }
         self.clock += 1;
         let (at, len) = self.range();
-        match self.dice.below(20) {
+        match (self.shape.habit, self.dice.below(20)) {
+            (Habit::Fill, 0..=10) => {
+                let len = (len + 40).min(self.allowed.len() - at);
+                self.write(at, len);
+            }
+            (Habit::Reuse, 0..=5) => self.write(at, len),
+            // All of the disk: what slow requests use, too.
+            (Habit::Reuse, 6..=9) => self.discard(0, self.allowed.len()),
+            (Habit::Reuse, 10..=14) => self.flush(),
+            (Habit::Reuse, 15..=18) => self.read(at, len),
+            (_, what) => return self.anything(what, at, len),
+        }
+        true
+    }
+
+    fn anything(&mut self, what: u64, at: u64, len: u64) -> bool {
+        match what {
             0..=8 => self.write(at, len),
             9 | 10 => self.zero(at, len),
             11 | 12 => self.discard(at, len),

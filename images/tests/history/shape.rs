@@ -3,6 +3,17 @@
 use skerry_images::io::sim::Dice;
 use skerry_images::qcow2::CreateOptions;
 
+/// What a guest does most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Habit {
+    /// A bit of everything.
+    Everything,
+    /// Writes much where nothing was: each few writes take a new refblock.
+    Fill,
+    /// Discards and writes again while slow requests are under way: space is soon used again.
+    Reuse,
+}
+
 /// What an image is made with. Sizes are in sectors of 512 bytes.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -21,6 +32,7 @@ pub struct Shape {
     pub snapshots: bool,
     /// Tasks at the same time.
     pub width: usize,
+    pub habit: Habit,
 }
 
 impl Shape {
@@ -53,13 +65,52 @@ impl Shape {
             },
             snapshots: dice.one_in(2),
             width: 1 + dice.below(7) as usize,
+            habit: Habit::Everything,
         };
         // A refcount table of one cluster is nearly used up.
         if cluster_bits == 9 && shape.refcount_bits == 64 && dice.one_in(2) {
             shape.sectors = 3900;
             shape.filled = 3400 + dice.below(300);
         }
+        match seed % 16 {
+            // A refblock counts 64 clusters.
+            5 => {
+                shape = Shape {
+                    cluster_bits: 9,
+                    refcount_bits: 64,
+                    version: 3,
+                    extended: false,
+                    lazy: false,
+                    sectors: 3900,
+                    filled: if dice.one_in(3) { 3400 } else { 0 },
+                    width: 1 + dice.below(3) as usize,
+                    habit: Habit::Fill,
+                    ..shape
+                }
+            }
+            11 => shape = Shape::reuse(seed),
+            _ => {}
+        }
         shape
+    }
+
+    /// A small disk whose space is used again and again while slow requests are under way.
+    pub fn reuse(seed: u64) -> Shape {
+        let mut dice = Dice(seed ^ 0x05ed);
+        Shape {
+            cluster_bits: 9 + (seed % 4) as u32,
+            refcount_bits: 16,
+            version: 3,
+            extended: false,
+            lazy: dice.one_in(4),
+            below: None,
+            cache: 1 << 20,
+            sectors: 48,
+            filled: 0,
+            snapshots: false,
+            width: 4 + dice.below(8) as usize,
+            habit: Habit::Reuse,
+        }
     }
 
     /// How to make it.
