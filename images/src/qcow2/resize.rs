@@ -81,6 +81,7 @@ impl Image {
         if rest == 0 {
             return Ok(());
         }
+        let guard = self.guard();
         let wipe = match self.map(port, end, rest).await?.place {
             Place::Data(host) if host < self.data_file().end() => {
                 let buffer = Buffer::new(rest as usize);
@@ -90,6 +91,7 @@ impl Image {
             Place::Compressed(..) => true,
             _ => false,
         };
+        drop(guard);
         if wipe {
             self.write_zeroes(port, end, rest, layers).await?;
             self.flush(port).await?;
