@@ -388,7 +388,7 @@ impl World {
 /// Writes as the monitor's queues do: past all tasks where that can be.
 async fn write(view: &View, port: &Port, offset: u64, data: &Buffer) -> Result<()> {
     let span = data.span();
-    match view.write(offset, span.len()) {
+    match view.write(offset, span.len(), true) {
         Target::File(file, host, hold) => {
             let file = file.clone();
             let written = port.write(&file, host, span).await;

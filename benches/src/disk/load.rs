@@ -125,7 +125,7 @@ impl Open {
     fn begin(&mut self, tag: u32, offset: u64, write: bool) -> Result<bool> {
         let span = &self.spans[tag as usize].1;
         let target = if write {
-            self.view.write(offset, BLOCK)
+            self.view.write(offset, BLOCK, true)
         } else {
             self.view.read(offset, BLOCK)
         };

@@ -43,6 +43,12 @@ pub enum Layer {
 }
 
 impl Layer {
+    /// A layer that has nothing, in the place of one that is not open: what is on top of it must say
+    /// even that it is zeroes.
+    pub fn nothing() -> Layer {
+        Layer::Raw(Arc::new(Raw::new(ImageFile::simulated(-1, 0, true))))
+    }
+
     /// Its format.
     pub fn format(&self) -> Format {
         match self {

@@ -127,9 +127,10 @@ impl View {
         Target::Zeroes
     }
 
-    /// Where `len` bytes from `offset` can be written without anything being read or copied first.
+    /// Where `len` bytes from `offset` can be written without anything being read or copied first. With
+    /// `first` that may be a new place, to which the tables lead when the disk is flushed.
     #[inline]
-    pub fn write(&self, offset: u64, len: u64) -> Target<'_> {
+    pub fn write(&self, offset: u64, len: u64, first: bool) -> Target<'_> {
         if self.backup.is_some() {
             return Target::Unknown;
         }
@@ -140,7 +141,7 @@ impl View {
                     let hold = Hold::new(0, How::Side(side));
                     return Target::File(image.data_file(), host, hold);
                 }
-                match image.begin_write(offset, len) {
+                match first.then(|| image.begin_write(offset, len)).flatten() {
                     Some((host, ticket)) => {
                         let hold = Hold::new(0, How::Ticket(ticket));
                         Target::File(image.data_file(), host, hold)
@@ -185,10 +186,9 @@ impl View {
     }
 
     /// Saves what a write is about to overwrite, if a backup wants it.
-    async fn before_write(&self, port: &Port, offset: u64, len: u64) -> Result<()> {
-        match &self.backup {
-            Some(backup) => backup.save(port, &self.stack, offset, len).await,
-            None => Ok(()),
+    async fn before_write(&self, port: &Port, offset: u64, len: u64) {
+        if let Some(backup) = &self.backup {
+            backup.before_write(port, &self.stack, offset, len).await;
         }
     }
 
@@ -199,19 +199,19 @@ impl View {
 
     /// Writes, waiting for whatever that takes.
     pub async fn write_slowly(&self, port: &Port, offset: u64, span: &Span) -> Result<()> {
-        self.before_write(port, offset, span.len()).await?;
+        self.before_write(port, offset, span.len()).await;
         self.stack.write(port, offset, span).await
     }
 
     /// Zeroes a range.
     pub async fn zero(&self, port: &Port, offset: u64, len: u64, unmap: bool) -> Result<()> {
-        self.before_write(port, offset, len).await?;
+        self.before_write(port, offset, len).await;
         self.stack.zero(port, offset, len, unmap).await
     }
 
     /// Discards a range.
     pub async fn discard(&self, port: &Port, offset: u64, len: u64) -> Result<()> {
-        self.before_write(port, offset, len).await?;
+        self.before_write(port, offset, len).await;
         self.stack.discard(port, offset, len).await
     }
 }
@@ -415,6 +415,7 @@ impl Volume {
         let drained = self.drain().await;
         let mut view = View::clone(&self.view());
         view.bitmaps.retain(|b| b.name() != name);
+        // Also one that a crash left in use, and that nobody has loaded.
         if let Layer::Qcow2(image) = view.stack.top() {
             image.bitmap_remove(port, name).await?;
         }

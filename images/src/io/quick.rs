@@ -12,8 +12,10 @@ use super::{Kind, Op};
 
 /// What a copy to the page cache never takes.
 const LONG: Duration = Duration::from_micros(500);
-/// How long the ring is used after one that took long.
+/// How long the ring is used after one that took long: at least so long, and so many times what that
+/// took.
 const WHILE: Duration = Duration::from_millis(20);
+const TIMES: u32 = 50;
 /// Longer writes go to the ring, so that others need not wait for them.
 const MOST: u64 = 64 << 10;
 
@@ -60,7 +62,8 @@ impl Quick {
             moved as i32
         };
         let ended = Instant::now();
-        self.not_before = (ended - begun > LONG).then(|| ended + WHILE);
+        let took = ended - begun;
+        self.not_before = (took > LONG).then(|| ended + WHILE.max(took * TIMES));
         Some(result)
     }
 }

@@ -82,16 +82,13 @@ impl Opening {
             data_file: data_file(layer),
         };
         // Our own lock would be in the way.
-        let files = || [layer.file(), layer.data_file()].into_iter();
-        for file in files() {
+        for file in files(layer) {
             file.relock(None)?;
         }
         let port = Port::new();
         let opened = block_on(&port, spec.open(&port, &self.options(false), self.cache));
         if opened.is_err() {
-            for file in files() {
-                file.relock(Some(false))?;
-            }
+            lock_again(layer)?;
         }
         opened
     }
@@ -127,8 +124,11 @@ impl Opening {
             return Err(exists(path).into());
         }
         let partial = partial(path);
-        // What is left of one that failed.
-        let _ = std::fs::remove_file(&partial);
+        // What is left of one that died. Should it be under way, somebody has its lock.
+        if partial.exists() {
+            drop(ImageFile::open(&partial, &FileOptions::default())?);
+            let _ = std::fs::remove_file(&partial);
+        }
         let mut options = CreateOptions::new(volume.size());
         options.backing = backing.map(|b| {
             let b = std::path::absolute(b).unwrap_or_else(|_| b.to_owned());
@@ -187,6 +187,24 @@ impl Opening {
     }
 }
 
+fn files(layer: &Layer) -> impl Iterator<Item = &Arc<ImageFile>> {
+    let external = !Arc::ptr_eq(layer.file(), layer.data_file());
+    let data = external.then(|| layer.data_file());
+    std::iter::once(layer.file()).chain(data)
+}
+
+/// Takes a reader's locks again, when nothing came of writing the layer.
+pub(super) fn lock_again(layer: &Layer) -> Result<()> {
+    for file in files(layer) {
+        if !file.relock(Some(false))? {
+            return Err(Error::Locked {
+                path: file.path().to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
 fn data_file(layer: &Layer) -> Option<PathBuf> {
     let external = !Arc::ptr_eq(layer.file(), layer.data_file());
     external.then(|| layer.data_file().path().to_owned())
@@ -236,19 +254,43 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
         source,
     };
     std::fs::rename(from, to).map_err(fail)?;
-    let parent = to.parent().filter(|p| !p.as_os_str().is_empty());
-    let directory = std::fs::File::open(parent.unwrap_or(Path::new("."))).map_err(fail)?;
-    directory.sync_all().map_err(fail)
+    folder(to)?.sync_all().map_err(fail)
 }
 
-/// What gives a backup its name when it is complete, and removes it when it failed.
-pub(super) fn complete_backup(path: PathBuf) -> Box<dyn FnOnce(bool) -> Result<()> + Send> {
+/// What gives a backup its name when it is complete, durably. It runs on the worker, which opens no
+/// files: so its folder is opened now.
+pub(super) fn complete_backup(path: &Path) -> Result<impl FnOnce() -> Result<()> + Send + 'static> {
+    let folder = folder(path)?;
+    let path = path.to_owned();
+    Ok(move || {
+        let fail = |source: std::io::Error| Error::Io {
+            path: path.clone(),
+            what: "create",
+            source,
+        };
+        let (cwd, partial) = (rustix::fs::CWD, partial(&path));
+        let flags = rustix::fs::RenameFlags::NOREPLACE;
+        rustix::fs::renameat_with(cwd, &partial, cwd, &path, flags).map_err(|e| fail(e.into()))?;
+        folder.sync_all().map_err(fail)
+    })
+}
+
+/// Removes what a failed backup has left.
+pub(super) fn remove_partial(path: PathBuf) -> Box<dyn FnOnce(bool) -> Result<()> + Send> {
     Box::new(move |done| {
-        let partial = partial(&path);
-        if done {
-            return rename(&partial, &path);
+        if !done {
+            let _ = std::fs::remove_file(partial(&path));
         }
-        let _ = std::fs::remove_file(partial);
         Ok(())
+    })
+}
+
+/// The folder that a file is in.
+fn folder(path: &Path) -> Result<std::fs::File> {
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+    std::fs::File::open(parent.unwrap_or(Path::new("."))).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        what: "create",
+        source,
     })
 }

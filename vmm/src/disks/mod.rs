@@ -11,7 +11,7 @@ use serde_json::Value;
 use skerry_devices::virtio::blk::run_on;
 use skerry_devices::worker::WorkerHandle;
 use skerry_images::DirtyMap;
-use skerry_images::chain::{Stack, Volume, live};
+use skerry_images::chain::{Layer, Stack, Volume, live};
 use skerry_images::io::{Port, block_on};
 use skerry_vmm_api::config::DiskConfig;
 use skerry_vmm_api::requests::*;
@@ -149,7 +149,6 @@ impl Disks {
                 Ok(None)
             }
             DiskRequest::BitmapRemove(bitmap) => {
-                self.bitmap(&bitmap)?;
                 let volume = self.idle(&bitmap.id)?.volume.clone();
                 wait_on(worker, move |port| {
                     Box::pin(async move { volume.remove_bitmap(&port, &bitmap.name).await })
@@ -257,11 +256,19 @@ impl Disks {
                 what: "it is read-only, so its layers stay".into(),
             });
         }
-        let below = disk.opening.reopen(&stack.layers()[index + 1])?;
+        let old_below = &stack.layers()[index + 1];
+        let below = disk.opening.reopen(old_below)?;
         let above = match index {
             0 => None,
             1 => Some(stack.top().clone()),
-            _ => Some(disk.opening.reopen(&stack.layers()[index - 1])?),
+            _ => match disk.opening.reopen(&stack.layers()[index - 1]) {
+                Ok(above) => Some(above),
+                Err(e) => {
+                    drop(below);
+                    files::lock_again(old_below)?;
+                    return Err(e.into());
+                }
+            },
         };
         let volume = disk.volume.clone();
         let job = self
@@ -320,25 +327,22 @@ impl Disks {
                 .create_backup(&disk.volume, &backup.path, backup.backing.as_deref())?;
         let granularity = bitmap.as_ref().map_or(GRANULARITY, |b| b.granularity());
         let volume = disk.volume.clone();
-        let path = backup.path.clone();
+        let mut layers = vec![target];
+        // It lies on the backup before it, so it must say what is zeroes now.
+        layers.extend(backup.backing.is_some().then(Layer::nothing));
+        let target = Stack::new(layers);
+        let complete = files::complete_backup(&backup.path)?;
         let job = self
             .jobs
             .start(&backup.id, "backup", worker, move |port, progress| {
                 Box::pin(async move {
                     let bits = granularity.ilog2();
                     let bitmap = bitmap.as_deref();
-                    live::backup(
-                        &port,
-                        &volume,
-                        Stack::new(vec![target]),
-                        bits,
-                        bitmap,
-                        &progress,
-                    )
-                    .await
+                    live::backup(&port, &volume, target, bits, bitmap, &progress, complete).await
                 })
             })?;
-        self.jobs.when_done(job.job, files::complete_backup(path));
+        self.jobs
+            .when_done(job.job, files::remove_partial(backup.path));
         answer(job)
     }
 

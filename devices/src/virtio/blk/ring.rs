@@ -90,12 +90,14 @@ impl<T> RingTasks<T> {
 
     /// A completion that belongs here came in: [`run`](Self::run) goes on. False if it does not.
     pub fn complete(&mut self, tag: u32, result: i32) -> bool {
+        if tag & OPERATION == 0 || tag == u32::MAX {
+            return false;
+        }
+        // Whoever calls this runs the tasks next: no bell is needed.
+        self.tasks.attend();
         if tag == BELL {
             self.wait.fired();
             return true;
-        }
-        if tag & OPERATION == 0 || tag == u32::MAX {
-            return false;
         }
         let id = OpId(tag & !OPERATION);
         let unable = matches!(-result, libc::EOPNOTSUPP | libc::ENODEV | libc::ENOSYS);

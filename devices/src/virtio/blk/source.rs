@@ -159,7 +159,10 @@ impl BlkQueue {
                 return self.finish(queue, tag, Status::Ok);
             }
             Request::Read { offset, len } => (self.view.read(offset, len), len),
-            Request::Write { offset, len } => (self.view.write(offset, len), len),
+            Request::Write { offset, len } => {
+                // Write-through covers the tables, too: that takes a task.
+                (self.view.write(offset, len, !self.write_through), len)
+            }
             Request::Flush => {
                 return match self.view.flush() {
                     Some(file) => {
@@ -409,6 +412,10 @@ impl BlkQueue {
             Err(e) => {
                 let why = std::error::Error::source(&e).map(|s| format!("{e}: {s}"));
                 self.failed(&why.unwrap_or_else(|| e.to_string()));
+                // Some of it may have been done.
+                for e in &self.slots[tag as usize].extents {
+                    self.view.written(e.offset, e.len);
+                }
                 self.finish(queue, tag, Status::IoErr);
             }
         }
@@ -453,12 +460,12 @@ impl BlkQueue {
 
     /// Runs tasks, and answers those that ended. True if the queue is to be looked at again.
     fn run_tasks(&mut self, side: &mut Side, io: &mut Io<'_>) -> bool {
-        let mut again = false;
+        let mut some = false;
         self.tasks.run(io);
         while let Some((tag, result)) = self.tasks.ended() {
+            some = true;
             if tag == GATE {
                 self.waits = false;
-                again = true;
             } else {
                 self.task_ended(&mut side.queue, tag, result);
             }
@@ -466,12 +473,11 @@ impl BlkQueue {
         if side.stopping() {
             self.tasks.stop(io);
         }
-        again || self.starved && !self.waits
+        some && self.starved && !self.waits
     }
-}
 
-impl Serve for BlkQueue {
-    fn run(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError> {
+    /// Takes what the driver offers, as much as fits.
+    fn take(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError> {
         let mut budget = side.queue.size();
         self.starved = false;
         while !self.starved {
@@ -508,11 +514,19 @@ impl Serve for BlkQueue {
                 }
             }
         }
-        // Tasks that end at once leave room; whoever waits for that has another turn.
+        Ok(())
+    }
+}
+
+impl Serve for BlkQueue {
+    fn run(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError> {
+        let taken = self.take(side, io);
+        // Also when the driver broke the queue: what was begun ends.
         if self.run_tasks(side, io) {
+            // Tasks that ended at once left room.
             side.yield_turn();
         }
-        Ok(())
+        taken
     }
 
     fn complete(&mut self, side: &mut Side, io: &mut Io<'_>, tag: u32, result: i32) -> bool {

@@ -9,9 +9,13 @@ use parking_lot::Mutex;
 
 use super::Progress;
 use crate::DirtyMap;
-use crate::Result;
 use crate::chain::{Stack, View, Volume};
 use crate::io::{Buffer, Port};
+use crate::{Error, Result};
+
+/// What is copied as a whole: no less than a cluster of the target, so that no cluster is written in
+/// part, and no more than a guest's write should wait for.
+const GRANULARITY_BITS: std::ops::RangeInclusive<u32> = 16..=20;
 
 /// A backup under way. A write that comes before its granule was copied copies it first.
 pub struct Backup {
@@ -19,6 +23,8 @@ pub struct Backup {
     /// What is still to be copied.
     pending: DirtyMap,
     copying: Mutex<(BTreeSet<u64>, Vec<Waker>)>,
+    /// Why it cannot be completed. The guest goes on all the same.
+    failed: Mutex<Option<Error>>,
 }
 
 /// A granule that somebody copies.
@@ -41,6 +47,7 @@ impl Backup {
             target,
             pending,
             copying: Mutex::default(),
+            failed: Mutex::default(),
         })
     }
 
@@ -49,14 +56,19 @@ impl Backup {
         &self.pending
     }
 
+    /// Saves what a guest's write is about to overwrite. Should that fail, the backup does, and not the
+    /// guest's write.
+    pub(crate) async fn before_write(&self, port: &Port, from: &Stack, offset: u64, len: u64) {
+        if self.failed.lock().is_some() {
+            return;
+        }
+        if let Err(e) = self.save(port, from, offset, len).await {
+            self.failed.lock().get_or_insert(e);
+        }
+    }
+
     /// Copies what is pending of a range, or waits until others have.
-    pub(crate) async fn save(
-        &self,
-        port: &Port,
-        from: &Stack,
-        offset: u64,
-        len: u64,
-    ) -> Result<()> {
+    async fn save(&self, port: &Port, from: &Stack, offset: u64, len: u64) -> Result<()> {
         let granularity = self.pending.granularity();
         let mut at = offset / granularity * granularity;
         while at < offset + len {
@@ -90,7 +102,7 @@ impl Backup {
 
 /// Copies the disk as it is now to the backup's target, and closes that. With `bitmap`, only what is
 /// dirty there is copied, and it is clean from this moment on; on failure it is as dirty as before.
-/// Otherwise `backup` was made with everything pending.
+/// `complete` is called when the target is closed, and is part of what may fail.
 pub async fn backup(
     port: &Port,
     volume: &Volume,
@@ -98,7 +110,10 @@ pub async fn backup(
     granularity_bits: u32,
     bitmap: Option<&DirtyMap>,
     progress: &Progress,
+    complete: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
+    let granularity_bits =
+        granularity_bits.clamp(*GRANULARITY_BITS.start(), *GRANULARITY_BITS.end());
     let task = {
         let drained = volume.drain().await;
         let pending = DirtyMap::new(volume.size(), granularity_bits);
@@ -124,6 +139,9 @@ pub async fn backup(
         while let Some(at) = task.pending().next(from) {
             let stack = volume.view().stack.clone();
             task.save(port, &stack, at, 1).await?;
+            if let Some(e) = task.failed.lock().take() {
+                return Err(e);
+            }
             progress.step(task.pending().granularity())?;
             from = at;
         }
@@ -137,10 +155,15 @@ pub async fn backup(
             ..view.clone()
         });
     }
-    let result = match copied {
-        Ok(()) => task.target.close(port).await,
-        Err(e) => Err(e),
+    let complete = async {
+        copied?;
+        if let Some(e) = task.failed.lock().take() {
+            return Err(e);
+        }
+        task.target.close(port).await?;
+        complete()
     };
+    let result = complete.await;
     if result.is_err()
         && let Some(bitmap) = bitmap
     {

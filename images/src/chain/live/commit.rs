@@ -7,7 +7,7 @@ use crate::DirtyMap;
 use crate::chain::volume::add_bitmaps;
 use crate::chain::{Layer, Stack, Volume};
 use crate::io::{Buffer, Port};
-use crate::qcow2::Place;
+use crate::qcow2::{Place, Tracker};
 use crate::{Error, Result};
 
 /// Granules by which writes are followed while the active layer is merged: 64 KiB.
@@ -28,13 +28,13 @@ pub async fn commit(
     progress: &Progress,
 ) -> Result<()> {
     let layer = install(volume, index, Some(above), below).await?;
+    let installed = volume.view();
     let merged = merge(port, volume, index, &layer, progress).await;
-    if merged.is_err() {
-        let view = volume.view();
-        settle(port, &view.stack.layers()[index + 1]).await?;
-        if index > 1 {
-            settle(port, &view.stack.layers()[index - 1]).await?;
-        }
+    // Well or not: these are read only from here on.
+    let layers = installed.stack.layers();
+    tidy(port, &layers[index + 1]).await;
+    if index > 1 {
+        tidy(port, &layers[index - 1]).await;
     }
     merged
 }
@@ -51,6 +51,11 @@ async fn merge(
     progress.expect(layer.size());
     grow(port, &target, layer.size()).await?;
     copy(port, layer, &target, 0, layer.size(), Some(progress)).await?;
+    // Behind the end of a shorter layer nothing showed.
+    if layer.size() < target.size() {
+        let rest = target.size() - layer.size();
+        target.zero(port, layer.size(), rest, true).await?;
+    }
     target.flush(port).await?;
     // Both chains read the same from here on, so the name can change before the layer goes.
     if let Layer::Qcow2(image) = &view.stack.layers()[index - 1] {
@@ -58,12 +63,6 @@ async fn merge(
     }
     let drained = volume.drain().await;
     volume.change(&drained, |view| view.on(view.stack.without(index)));
-    drop(drained);
-    let done = view.stack.layers();
-    settle(port, &done[index + 1]).await?;
-    if index > 1 {
-        settle(port, &done[index - 1]).await?;
-    }
     Ok(())
 }
 
@@ -87,7 +86,15 @@ pub async fn commit_active(
         let drained = volume.drain().await;
         volume.change(&drained, |view| view.untracked(&dirty));
         drop(drained);
-        settle(port, &volume.view().stack.layers()[1]).await?;
+        let view = volume.view();
+        let below = &view.stack.layers()[1];
+        if let Layer::Qcow2(image) = below {
+            // Those that were added for it, perhaps.
+            for bitmap in &view.bitmaps {
+                let _ = image.bitmap_remove(port, &bitmap.name()).await;
+            }
+        }
+        tidy(port, below).await;
     }
     merged
 }
@@ -105,7 +112,21 @@ async fn merge_active(
             what: "a raw image has no layer below it to be merged into".into(),
         });
     };
-    let target = Stack::new(volume.view().stack.layers()[1..].to_vec());
+    let view = volume.view();
+    let target = Stack::new(view.stack.layers()[1..].to_vec());
+    if let Layer::Qcow2(below) = target.top() {
+        let there = below.bitmaps(port).await?;
+        let taken = |b: &&Tracker| there.iter().any(|t| t.name == b.name());
+        if let Some(bitmap) = view.bitmaps.iter().find(taken) {
+            return Err(Error::Invalid {
+                path: below.file().path().to_owned(),
+                what: format!(
+                    "it has a bitmap called {:?}, as the layer that is merged into it: remove one of them",
+                    bitmap.name()
+                ),
+            });
+        }
+    }
     let size = volume.size();
     progress.expect(size);
     grow(port, &target, size).await?;
@@ -159,11 +180,19 @@ async fn install(
 }
 
 /// A lower layer is read only from here on, by others too.
-async fn settle(port: &Port, layer: &Layer) -> Result<()> {
+pub(super) async fn settle(port: &Port, layer: &Layer) -> Result<()> {
     if let Layer::Qcow2(image) = layer {
         image.close(port).await?;
     }
+    layer.data_file().relock(Some(false))?;
     layer.file().relock(Some(false)).map(drop)
+}
+
+/// Settles a layer when nothing depends on it any more.
+async fn tidy(port: &Port, layer: &Layer) {
+    if let Err(e) = settle(port, layer).await {
+        log::warn!("{} is not tidy: {e}", layer.file().path().display());
+    }
 }
 
 /// A layer takes at least the size of the one that is merged into it.

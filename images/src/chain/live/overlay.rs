@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::Result;
+use super::commit::settle;
 use crate::chain::volume::{add_bitmaps, remove_bitmaps};
-use crate::chain::{Layer, Stack, Volume};
+use crate::chain::{Layer, MAX_LAYERS, Stack, Volume};
 use crate::io::Port;
+use crate::{Error, Result};
 
 /// Puts `overlay`, an empty image of the disk's size, on top. Everything that was written before is
 /// durable below it. Requests wait meanwhile; the answer is how long. On failure the disk goes on as
@@ -20,7 +21,16 @@ pub async fn put_on_top(
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<Duration> {
     // What can be written now need not be written while requests wait.
-    volume.view().stack.flush(port).await?;
+    let view = volume.view();
+    if view.stack.layers().len() >= MAX_LAYERS {
+        return Err(Error::Invalid {
+            path: overlay.file().path().to_owned(),
+            what: format!(
+                "the disk has {MAX_LAYERS} layers, which is the most: merge some of them first"
+            ),
+        });
+    }
+    view.stack.flush(port).await?;
     let begun = Instant::now();
     let old = {
         let drained = volume.drain().await;
@@ -39,12 +49,17 @@ pub async fn put_on_top(
         view.stack.top().clone()
     };
     let waited = begun.elapsed();
-    remove_bitmaps(port, &old, &volume.view().bitmaps).await?;
-    if let Layer::Qcow2(image) = &old {
-        image.close(port).await?;
+    // The overlay is in place and may have been written: nothing from here on undoes that.
+    let tidied = async {
+        remove_bitmaps(port, &old, &volume.view().bitmaps).await?;
+        settle(port, &old).await
+    };
+    if let Err(e) = tidied.await {
+        log::warn!(
+            "{} is not tidy below its new layer: {e}",
+            old.file().path().display()
+        );
     }
-    // Nobody writes it any more, so others may read it.
-    old.file().relock(Some(false))?;
     Ok(waited)
 }
 
