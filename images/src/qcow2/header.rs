@@ -317,7 +317,8 @@ impl Header {
                 "the backing file's name has {len} bytes, above {MAX_NAME}"
             ));
         }
-        if self.backing_at > self.geometry.cluster() - len as u64 {
+        let end = self.backing_at.saturating_add(len as u64);
+        if end > self.geometry.cluster() {
             return Err("the backing file's name is outside of the first cluster".into());
         }
         let at = self.backing_at as usize;

@@ -270,7 +270,13 @@ impl Image {
     /// Deletes a snapshot. Nobody else uses the image meanwhile.
     pub async fn snapshot_delete(&self, port: &Port, name_or_id: &str) -> Result<()> {
         let (mut list, old_bytes) = self.prepare(port).await?;
-        let snapshot = list.remove(self.find(&list, name_or_id)?);
+        // What is to go is named; only who names none may mean a number.
+        let named = list.iter().position(|s| s.name == name_or_id);
+        let index = match named {
+            Some(index) => index,
+            None => self.find(&list, name_or_id)?,
+        };
+        let snapshot = list.remove(index);
         let l1 = self.snapshot_l1(port, &snapshot).await?;
         let tree = self.count_tree(port, &l1).await?;
         let header = self.header();

@@ -81,7 +81,55 @@ impl State {
     }
 }
 
+impl State {
+    /// Whether a range of the file holds what every step relies on: the header, the refcount table,
+    /// the active L1 table. No guest's data is there unless the image is broken, or made to be.
+    pub fn is_metadata(&self, offset: u64, len: u64) -> bool {
+        let end = offset.saturating_add(len);
+        let h = &self.header;
+        let cluster = self.geometry.cluster();
+        let table = u64::from(h.reftable_clusters) * cluster;
+        [
+            (0, cluster),
+            (h.reftable_offset, table),
+            (h.l1_offset, u64::from(h.l1_entries) * 8),
+        ]
+        .into_iter()
+        .any(|(at, bytes)| offset < at.saturating_add(bytes) && at < end)
+    }
+}
+
 impl Image {
+    /// Refuses an image whose own tables count as free: what is written to it would overwrite them.
+    pub(super) async fn check_own_refcounts(&self, port: &Port) -> Result<()> {
+        // As many refblocks as small images have; a broken one among more is found by `check`.
+        const BLOCKS: usize = 4096;
+        let g = self.geometry();
+        let mut own: Vec<(u64, u64)> = {
+            let state = self.state();
+            let h = &state.header;
+            let blocks = state.reftable.iter().filter(|b| **b != 0).take(BLOCKS);
+            let mut own: Vec<_> = blocks.map(|b| (*b, 1)).collect();
+            own.push((0, 1));
+            own.push((h.reftable_offset, h.reftable_clusters.into()));
+            own.push((h.l1_offset, g.clusters(u64::from(h.l1_entries) * 8)));
+            own
+        };
+        own.sort_unstable();
+        for (offset, clusters) in own {
+            let first = offset >> g.cluster_bits;
+            for cluster in first..first + clusters {
+                if self.with(port, |s| s.refcount(cluster)).await? == 0 {
+                    return Err(self.corrupt(format!(
+                        "its table at {:#x} counts as free space",
+                        cluster << g.cluster_bits
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Takes `want` clusters in a row for a table: the first.
     pub(super) async fn allocate_run(&self, port: &Port, want: u64) -> Result<u64> {
         // What is longer may be in no part of the file: each begins with its refblock.

@@ -247,7 +247,7 @@ impl State {
             }
             at += step;
         }
-        first
+        first.filter(|host| self.external || !self.is_metadata(*host, len))
     }
 
     /// Looks at the refcount of a cluster.
@@ -378,6 +378,11 @@ impl State {
                 _ => break,
             }
             n += 1;
+        }
+        if !self.external && self.is_metadata(host, n * g.cluster()) {
+            return self.corrupt(format!(
+                "guest offset {offset:#x} leads to the image's own tables"
+            ));
         }
         let len = len.min(start + n * g.cluster() - offset);
         let end = offset + len;

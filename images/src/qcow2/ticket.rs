@@ -103,7 +103,7 @@ impl State {
         let plan = self.plan(offset, len, false).ok()??;
         if plan.len < len || plan.head != 0 || plan.tail != 0 || plan.whole {
             // It was looked at before; should it be otherwise all the same, nothing is kept.
-            for i in 0..plan.new {
+            for i in 0..if self.external { 0 } else { plan.new } {
                 let _ = self.set_refcount((plan.host >> g.cluster_bits) + i, 0);
             }
             return None;

@@ -23,6 +23,7 @@ impl Image {
             );
             super::rebuild::rebuild(self, port).await?;
         }
+        self.check_own_refcounts(port).await?;
         if unknown {
             self.change_header(port, |h| {
                 h.autoclear &= autoclear::BITMAPS | autoclear::RAW_DATA;

@@ -102,7 +102,7 @@ impl Convert {
             block_on_with(&port, target.close(&port), carry)?;
             Ok::<_, Failure>(())
         })?;
-        scratch.keep();
+        scratch.keep()?;
         Ok(0)
     }
 
@@ -212,7 +212,19 @@ impl Convert {
                     ..OpenOptions::default()
                 };
                 let image = Image::open(port, file, data, &options).await;
-                Ok(Layer::Qcow2(image.map_err(hint)?))
+                let image = image.map_err(hint)?;
+                if let Some(name) = image
+                    .header()
+                    .backing
+                    .filter(|_| self.target_backing.is_empty())
+                {
+                    return Err(Failure::Asked(format!(
+                        "{} lies on another image, which it calls \u{201c}{}\u{201d}: give that with -B, so that what is zeroes there is written",
+                        self.target.display(),
+                        name.escape_debug()
+                    )));
+                }
+                Ok(Layer::Qcow2(image))
             }
         }
     }

@@ -77,7 +77,7 @@ impl Create {
             self.force,
         )
         .await?;
-        scratch.keep();
+        scratch.keep()?;
         if !self.quiet {
             let on = below.map_or(String::new(), |b| format!(" on {}", b.path.display()));
             println!(
@@ -126,15 +126,33 @@ pub async fn make(
                 "a raw image has no layer below it: make it qcow2, or leave --backing out".into(),
             ));
         }
-        let file = scratch.file(port, path, force).await?;
+        let file = scratch.file(path, force)?;
         fill_raw(port, &file, size, options.preallocation()).await?;
         return Ok((file, None));
     }
     // Whatever is wrong with the options is said before a file is made.
     let what = options.qcow2(path, size, below.map(|b| (b.path.as_path(), b.format)))?;
-    let file = scratch.file(port, path, force).await?;
+    if let Some(below) = below {
+        let same = |path: &std::path::Path| std::fs::canonicalize(path).ok();
+        if same(path).is_some_and(|p| same(&below.path) == Some(p)) {
+            return Err(Failure::Asked(format!(
+                "{} cannot lie on itself: choose another name for the new image",
+                path.display()
+            )));
+        }
+        // It must be there, whatever it is.
+        ImageFile::open(
+            &below.path,
+            &FileOptions {
+                readonly: true,
+                unlocked: true,
+                ..FileOptions::default()
+            },
+        )?;
+    }
+    let file = scratch.file(path, force)?;
     let data = match &options.data_file {
-        Some(path) => Some(scratch.file(port, path, force).await?),
+        Some(path) => Some(scratch.file(path, force)?),
         None => None,
     };
     create(port, &file, data.as_ref(), &what).await?;

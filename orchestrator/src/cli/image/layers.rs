@@ -79,7 +79,8 @@ impl Source {
         FileOptions {
             readonly,
             direct,
-            unlocked: self.force_share,
+            // Who writes without a lock ruins what somebody else is writing.
+            unlocked: self.force_share && readonly,
         }
     }
 
