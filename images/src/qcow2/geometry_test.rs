@@ -1,3 +1,5 @@
+//! Tests of sizes and refcounts.
+
 use proptest::prelude::*;
 
 use super::*;
