@@ -272,3 +272,28 @@ fn a_job_is_cancelled_and_the_next_request_says_what_is_under_way() {
     let top = churn.path("layer1.qcow2");
     churn.end(11, &top);
 }
+
+#[test]
+fn a_reboot_opens_the_layers_that_there_are_by_then() {
+    let churn = Churn::start(1, "run=blk-verify:0:1,spin:3000");
+    churn.vmm.expect_line("ok blk-verify", SHORT);
+    let top = churn.path("top.qcow2");
+    churn.api.snapshot(DISK, &top);
+    churn.api.act(Operation::VmReboot);
+    assert_eq!(churn.api.layers(DISK), 3);
+    // The configuration says so in JSON that vm.create takes.
+    let disk = churn.api.info().config.disks.remove(0);
+    let json = serde_json::to_string(&disk).expect("JSON");
+    assert!(
+        json.contains(r#""image_type":"Qcow2""#) && json.contains("base.img"),
+        "{json}"
+    );
+    let again: skerry_vmm_api::config::DiskConfig = serde_json::from_str(&json).expect("a disk");
+    assert_eq!(again, disk);
+    churn.vmm.expect_nth_line("ok blk-verify", 2, SHORT);
+    let exit = churn.vmm.wait(SHORT);
+    assert_eq!(exit.code, Some(0), "{}", exit.errors);
+    qemu_img(&["check", "-q", "-f", "qcow2"], &[&top], &[]);
+    let map = qemu_img(&["map", "-f", "qcow2", "--output=json"], &[&top], &[]);
+    assert!(map.contains("\"depth\": 0, \"present\": true"), "{map}");
+}
