@@ -44,12 +44,12 @@ pub struct Entry {
 
 impl Entry {
     /// Reads entry `index` of a slice.
+    #[inline]
     pub fn read(slice: &[u8], geometry: &Geometry, index: u64) -> Entry {
         let at = (index * geometry.l2_entry()) as usize;
-        let word = |at: usize| {
-            slice
-                .get(at..at + 8)
-                .map_or(0, |b| b.iter().fold(0, |n, b| n << 8 | u64::from(*b)))
+        let word = |at: usize| match slice.get(at..at + 8).map(TryInto::try_into) {
+            Some(Ok(bytes)) => u64::from_be_bytes(bytes),
+            _ => 0,
         };
         Entry {
             word: word(at),

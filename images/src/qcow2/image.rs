@@ -323,6 +323,7 @@ impl Image {
 
     /// Looks up a place without waiting: none if a table has to be read first. The request has begun
     /// if there is an answer.
+    #[inline]
     pub fn try_read(&self, offset: u64, len: u64) -> Option<(Run, u8)> {
         let mut state = self.state.lock();
         let run = state.map(offset, len).ok()?;

@@ -129,14 +129,15 @@ impl State {
     /// The entry of the cluster at a guest offset. None if there is no table.
     pub fn entry(&mut self, offset: u64) -> Result<Option<Entry>, Stop> {
         let g = self.geometry;
-        if self.l2_table((offset / g.l2_coverage()) as usize) == 0 {
+        // All sizes are powers of two, and this is the hot path: shifts, not divisions.
+        if self.l2_table((offset >> g.l2_coverage().trailing_zeros()) as usize) == 0 {
             return Ok(None);
         }
-        let key = offset / g.slice_coverage();
+        let key = offset >> g.slice_coverage().trailing_zeros();
         let Some(slice) = self.l2.get(key) else {
             return Err(Stop::Load(Table::L2, key));
         };
-        let index = (offset >> g.cluster_bits) % g.slice_entries();
+        let index = (offset >> g.cluster_bits) & (g.slice_entries() - 1);
         let entry = Entry::read(slice, &g, index);
         match entry.defect(&g, self.header.version, self.external) {
             None => Ok(Some(entry)),
