@@ -203,6 +203,13 @@ impl Source for Drain {
     fn stopped(self: Box<Self>) {
         let _ = self.home.send(());
     }
+
+    fn lost(self: Box<Self>, _why: &str, in_flight: bool) {
+        let _ = self.home.send(());
+        if in_flight {
+            std::mem::forget(self);
+        }
+    }
 }
 
 /// What takes input: how many of the bytes it took. When it did not take all, it is asked again
@@ -315,5 +322,12 @@ impl Source for Feed {
 
     fn stopped(self: Box<Self>) {
         let _ = self.home.send(());
+    }
+
+    fn lost(self: Box<Self>, _why: &str, in_flight: bool) {
+        let _ = self.home.send(());
+        if in_flight {
+            std::mem::forget(self);
+        }
     }
 }

@@ -9,6 +9,7 @@ use skerry_vmm_api::config::{
     RngConfig, VsockConfig,
 };
 use skerry_vmm_api::options::{OptionError, from_str};
+use skerry_vmm_api::workers::WorkerConfig;
 
 /// One microVM on KVM.
 ///
@@ -47,11 +48,11 @@ pub struct Args {
     pub memory: Option<MemoryConfig>,
 
     /// Disks.
-    #[arg(help = "path=FILE[,readonly=on][,direct=on][,image_type=raw][,num_queues=N][,queue_size=N][,id=ID][,serial=TEXT]; repeatable", long, value_name = "path=FILE,…", value_parser = from_str::<DiskConfig>, num_args = 1.., help_heading = "VM")]
+    #[arg(help = "path=FILE[,readonly=on][,direct=on][,image_type=raw][,num_queues=N][,queue_size=N][,id=ID][,serial=TEXT][,worker=NAME][,bw_size=BYTES,bw_refill_time=MS][,ops_size=N,ops_refill_time=MS]; repeatable", long, value_name = "path=FILE,…", value_parser = from_str::<DiskConfig>, num_args = 1.., help_heading = "VM")]
     pub disk: Vec<DiskConfig>,
 
     /// Network devices.
-    #[arg(help = "tap=NAME[,mac=MAC][,mtu=N][,num_queues=N][,queue_size=N][,offload_tso=off][,offload_csum=off][,id=ID]; repeatable", long, value_name = "tap=NAME,…", value_parser = from_str::<NetConfig>, num_args = 1.., help_heading = "VM")]
+    #[arg(help = "tap=NAME[,mac=MAC][,mtu=N][,num_queues=N][,queue_size=N][,offload_tso=off][,offload_csum=off][,id=ID][,worker=NAME][,bw_size=BYTES,bw_refill_time=MS][,ops_size=N,ops_refill_time=MS]; repeatable", long, value_name = "tap=NAME,…", value_parser = from_str::<NetConfig>, num_args = 1.., help_heading = "VM")]
     pub net: Vec<NetConfig>,
 
     /// cid=N,socket=PATH: sockets between host and guest
@@ -73,6 +74,14 @@ pub struct Args {
     /// Let the guest's kernel report its panic
     #[arg(long, help_heading = "VM")]
     pub pvpanic: bool,
+
+    /// I/O workers.
+    #[arg(help = "name=NAME[,poll-max-ns=NS|inf][,affinity=[HOST,…]]: a thread that serves the queues of devices given worker=NAME; `io` serves the others [default: poll-max-ns=32000]; repeatable", long, value_name = "name=NAME,…", value_parser = from_str::<WorkerConfig>, num_args = 1.., help_heading = "VM")]
+    pub worker: Vec<WorkerConfig>,
+
+    /// What all I/O workers together may spend on polling in vain: percent of one host CPU
+    #[arg(long, value_name = "PERCENT", help_heading = "VM")]
+    pub poll_cap: Option<u32>,
 
     /// End when the guest resets itself, instead of starting it again
     #[arg(long)]
@@ -159,6 +168,8 @@ impl Args {
             net: self.net.clone(),
             vsock: self.vsock.clone(),
             pvpanic: self.pvpanic,
+            workers: self.worker.clone(),
+            poll_cap: self.poll_cap,
             ..VmConfig::default()
         };
         if let Some(Rng(rng)) = &self.rng {

@@ -31,6 +31,7 @@ use crate::interrupts::{Interrupts, Vectors};
 use crate::machine::{MachineError, Terminals, system};
 use crate::terminal::Terminal;
 use crate::validate::{mac_of, parse_mac};
+use crate::workers::Workers;
 
 /// A board being filled.
 pub struct Assembly {
@@ -134,6 +135,7 @@ impl Assembly {
         &mut self,
         config: &VmConfig,
         terminals: &Terminals,
+        workers: &Workers,
     ) -> Result<(), MachineError> {
         for disk in &config.disks {
             let id = disk.id.as_deref().unwrap_or_default();
@@ -142,6 +144,7 @@ impl Assembly {
             self.add(
                 id,
                 Box::new(Blk::new(volume, serial, disk.num_queues, disk.queue_size)),
+                workers.named(disk.worker.as_deref())?,
             )?;
         }
         for net in &config.net {
@@ -156,14 +159,20 @@ impl Assembly {
                 tso: net.offload_tso,
             };
             let device = Net::new(taps, mac, net.mtu, net.queue_size, offloads);
-            self.add(net.id.as_deref().unwrap_or_default(), Box::new(device))?;
+            let worker = workers.named(net.worker.as_deref())?;
+            self.add(
+                net.id.as_deref().unwrap_or_default(),
+                Box::new(device),
+                worker,
+            )?;
         }
         if let Some(vsock) = &config.vsock {
             let device = Vsock::new(vsock.cid, &vsock.socket)?;
-            self.add(vsock.id.as_deref().unwrap_or_default(), Box::new(device))?;
+            let id = vsock.id.as_deref().unwrap_or_default();
+            self.add(id, Box::new(device), workers.default())?;
         }
         if config.rng.is_some() {
-            self.add("_rng", Box::new(Rng::default()))?;
+            self.add("_rng", Box::new(Rng::default()), workers.default())?;
         }
         if config.console.mode != ConsoleMode::Off {
             let duplicate = system("duplicate the console's descriptor");
@@ -171,12 +180,17 @@ impl Assembly {
                 input: terminals.console.input().map_err(&duplicate)?,
                 output: terminals.console.output().map_err(&duplicate)?,
             };
-            self.add("_console", Box::new(Console::new(io)))?;
+            self.add("_console", Box::new(Console::new(io)), workers.default())?;
         }
         Ok(())
     }
 
-    fn add(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<(), MachineError> {
+    fn add(
+        &mut self,
+        name: &str,
+        device: Box<dyn VirtioDevice>,
+        worker: WorkerHandle,
+    ) -> Result<(), MachineError> {
         let slot = self.pci.free_slot()?;
         let function = VirtioPci::new(
             name,
@@ -185,6 +199,7 @@ impl Assembly {
             self.next_bar,
             self.ram.clone(),
             self.vectors.clone(),
+            worker,
         );
         let function = Arc::new(function.map_err(system("make a device's doorbells"))?);
         self.next_bar += BAR_SIZE;

@@ -21,3 +21,4 @@ pub mod signals;
 mod terminal;
 mod validate;
 pub mod vcpu;
+mod workers;

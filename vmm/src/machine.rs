@@ -20,10 +20,10 @@ use skerry_devices::stream::{Input, OutputGuard};
 use skerry_devices::virtio::net::TapError;
 use skerry_devices::virtio::transport::VirtioPci;
 use skerry_devices::virtio::vsock::VsockError;
-use skerry_devices::worker::Worker;
 use skerry_vmm_api::VmConfig;
-use skerry_vmm_api::config::{CpuAffinity, DiskConfig};
+use skerry_vmm_api::config::DiskConfig;
 use skerry_vmm_api::requests::{DeviceNode, VmCounters};
+use skerry_vmm_api::workers::VmMoveQueues;
 use thiserror::Error;
 
 use crate::arch::{self, ArchError, layout};
@@ -35,6 +35,7 @@ use crate::memory::{self, MemoryError};
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::terminal::Terminal;
 use crate::vcpu::{CpuEvents, Vcpu};
+use crate::workers::{WorkerError, WorkerRequest, Workers};
 
 /// Why a machine could not be booted.
 #[derive(Debug, Error)]
@@ -63,6 +64,8 @@ pub enum MachineError {
     Tap(#[from] TapError),
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
     #[error(transparent)]
     Pci(#[from] PciError),
     #[error("two devices at one address")]
@@ -124,7 +127,7 @@ pub struct Machine {
     events: Arc<AcpiEvents>,
     _input: Option<Input>,
     _output: Option<OutputGuard>,
-    worker: Worker,
+    workers: Workers,
     memory_size: u64,
     /// Goes before the memory that it maps.
     _vm: Arc<VmFd>,
@@ -160,8 +163,7 @@ impl Machine {
             .as_ref()
             .map(|path| open("initramfs", path))
             .transpose()?;
-        let worker = Worker::start("io", move || sandbox.enter(ThreadKind::Worker))
-            .map_err(system("start the I/O worker"))?;
+        let workers = Workers::start(config, sandbox)?;
         let memory = memory::create(&config.memory)?;
         let vm = Arc::new(kvm.create_vm().map_err(|source| MachineError::Kvm {
             what: "create a VM",
@@ -176,8 +178,8 @@ impl Machine {
 
         let mut assembly = Assembly::new(vm.clone(), ram.clone());
         assembly.legacy(config)?;
-        let (input, output) = assembly.serial(config, &terminals.serial, &worker.handle())?;
-        assembly.devices(config, terminals)?;
+        let (input, output) = assembly.serial(config, &terminals.serial, &workers.default())?;
+        assembly.devices(config, terminals, &workers)?;
         let board = Arc::new(assembly.board);
         let queues = Queues(board.clone());
 
@@ -208,7 +210,9 @@ impl Machine {
                 .find(|a| a.vcpu == index)
                 .cloned();
             let prepare = move || {
-                pin(affinity.as_ref())?;
+                if let Some(affinity) = affinity {
+                    pin(&format!("CPU {index}"), &affinity.host_cpus)?;
+                }
                 sandbox.enter(ThreadKind::Vcpu)
             };
             let cpu = Vcpu::start(index, fd, board.clone(), events.clone(), prepare);
@@ -223,13 +227,12 @@ impl Machine {
             events: assembly.events,
             _input: input,
             _output: output,
-            worker,
+            workers,
             memory_size: config.memory.size,
             _memory: ram,
             _vm: vm,
         };
-        let prepared = machine.worker.wait_prepared();
-        prepared.map_err(system("start the I/O worker"))?;
+        machine.workers.wait_prepared()?;
         for cpu in &machine.cpus {
             cpu.wait_prepared()
                 .map_err(system("start a CPU's thread"))?;
@@ -253,7 +256,7 @@ impl Machine {
     /// Goes on after [`pause`](Self::pause).
     pub fn resume(&self) {
         for (_, function) in self.board().functions() {
-            function.resume(&self.worker.handle());
+            function.resume();
         }
         self.cpus.iter().for_each(Vcpu::resume);
     }
@@ -263,7 +266,7 @@ impl Machine {
         &mut self,
         request: DiskRequest,
     ) -> Result<Option<serde_json::Value>, DiskError> {
-        let worker = self.worker.handle();
+        let worker = self.workers.default();
         let changed = |id: &str| {
             let functions = self.queues.0.functions();
             for (_, function) in functions.iter().filter(|(_, f)| f.name() == id) {
@@ -271,6 +274,46 @@ impl Machine {
             }
         };
         self.disks.serve(request, &worker, changed)
+    }
+
+    /// Looks at workers, or changes what they do.
+    pub fn worker_request(
+        &mut self,
+        request: WorkerRequest,
+    ) -> Result<Option<serde_json::Value>, WorkerError> {
+        match request {
+            WorkerRequest::List => {
+                // These types have string keys and no values that JSON lacks.
+                let list = serde_json::to_value(self.workers.list());
+                return Ok(Some(list.unwrap_or_default()));
+            }
+            WorkerRequest::Set(set) => self.workers.set(&set)?,
+            WorkerRequest::MoveQueues(queues) => self.move_queues(&queues)?,
+        }
+        Ok(None)
+    }
+
+    fn move_queues(&mut self, queues: &VmMoveQueues) -> Result<(), WorkerError> {
+        let functions = self.board().functions();
+        let found = functions.iter().find(|(_, f)| f.name() == queues.id);
+        let Some((_, function)) = found else {
+            return Err(WorkerError::NoDevice(queues.id.clone()));
+        };
+        let count = function.queues();
+        let indices = match &queues.queues {
+            Some(indices) => indices.clone(),
+            None => (0..count).collect(),
+        };
+        if let Some(queue) = indices.iter().copied().find(|i| *i >= count) {
+            return Err(WorkerError::NoQueue {
+                id: queues.id.clone(),
+                queue,
+                queues: count,
+            });
+        }
+        self.workers.revive();
+        function.move_queues(&indices, &self.workers.named(Some(&queues.worker))?);
+        Ok(())
     }
 
     /// Says in the configuration which layers the disks have now.
@@ -290,11 +333,12 @@ impl Machine {
     }
 
     /// Carries out what a guest asked of a device. It may wait for I/O in flight.
-    pub fn carry_out(&self, action: Action) {
+    pub fn carry_out(&mut self, action: Action) {
         match action {
             Action::Activate(slot) => {
+                self.workers.revive();
                 if let Some(function) = self.board().function(slot) {
-                    function.activate(&self.worker.handle());
+                    function.activate();
                 }
             }
             Action::Reset(slot) => {
@@ -369,21 +413,15 @@ fn open(what: &'static str, path: &std::path::Path) -> Result<File, MachineError
     Ok(file)
 }
 
-fn pin(affinity: Option<&CpuAffinity>) -> io::Result<()> {
-    let Some(affinity) = affinity else {
-        return Ok(());
-    };
+/// Lets the calling thread, which is `what`, run on these CPUs of the host only.
+pub(crate) fn pin(what: &str, cpus: &[usize]) -> io::Result<()> {
     let mut set = rustix::thread::CpuSet::new();
-    for cpu in &affinity.host_cpus {
+    for cpu in cpus {
         if *cpu >= rustix::thread::CpuSet::MAX_CPU {
             return Err(io::Error::other(format!("host CPU {cpu} does not exist")));
         }
         set.set(*cpu);
     }
-    rustix::thread::sched_setaffinity(None, &set).map_err(|e| {
-        io::Error::other(format!(
-            "cannot run CPU {} on host CPUs {:?}: {e}",
-            affinity.vcpu, affinity.host_cpus
-        ))
-    })
+    rustix::thread::sched_setaffinity(None, &set)
+        .map_err(|e| io::Error::other(format!("cannot run {what} on host CPUs {cpus:?}: {e}")))
 }

@@ -19,6 +19,7 @@ use crate::sandbox::{Sandbox, ThreadKind};
 use crate::terminal::{Terminal, TerminalError};
 use crate::validate::{self, ConfigError};
 use crate::vcpu::{CpuEvents, Failure};
+use crate::workers::{WorkerError, WorkerRequest};
 
 /// What the API asks.
 #[derive(Debug)]
@@ -40,6 +41,7 @@ pub enum Request {
     AddNet(Box<NetConfig>),
     RemoveDevice(String),
     Disk(DiskRequest),
+    Worker(WorkerRequest),
 }
 
 /// Why a request was refused.
@@ -66,6 +68,8 @@ pub enum RequestError {
     Boot(#[from] BootError),
     #[error(transparent)]
     Disk(#[from] DiskError),
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
 }
 
 /// Why a boot failed.
@@ -267,6 +271,14 @@ impl Monitor {
             })?,
             Request::RemoveDevice(id) => {
                 self.change("remove a device", |config| remove_device(config, &id))?
+            }
+            Request::Worker(request) => {
+                self.machine("tell of its workers")?;
+                let machine = self.vm.as_mut().and_then(|vm| vm.machine.as_mut());
+                return match machine {
+                    Some(machine) => Ok(machine.worker_request(request)?),
+                    None => Ok(None),
+                };
             }
             Request::Disk(request) => {
                 self.machine("work on disks")?;
@@ -490,7 +502,7 @@ impl Monitor {
                 self.ended(Outcome::GuestPanic)
             }
             action => {
-                if let Some(machine) = self.vm.as_ref().and_then(|vm| vm.machine.as_ref()) {
+                if let Some(machine) = self.vm.as_mut().and_then(|vm| vm.machine.as_mut()) {
                     machine.carry_out(action);
                 }
                 None

@@ -8,6 +8,7 @@ use skerry_devices::virtio::net::Mac;
 use skerry_devices::virtio::queue::MAX_QUEUE_SIZE;
 use skerry_vmm_api::VmConfig;
 use skerry_vmm_api::config::{ConsoleMode, DiskConfig, NetConfig};
+use skerry_vmm_api::workers::{DEFAULT_WORKER, RateLimiterConfig};
 use thiserror::Error;
 
 /// Virtual CPUs that a machine may have.
@@ -15,6 +16,8 @@ pub const MAX_CPUS: u32 = 64;
 const MIN_MEMORY: u64 = 2 << 20;
 const PAGE: u64 = 4096;
 const MAX_QUEUES: u16 = 64;
+/// I/O workers that a machine may have.
+const MAX_WORKERS: usize = 64;
 /// Names of devices that configurations do not name.
 const RESERVED_IDS: [&str; 2] = ["_rng", "_console"];
 
@@ -66,6 +69,22 @@ pub enum ConfigError {
     ConsoleFile(&'static str),
     #[error("both serial and console use the terminal: switch one of them off")]
     TwoOnTty,
+    #[error("worker name `{0}`: give 1 to 15 letters, digits, `-`, `_` or `.`")]
+    WorkerName(String),
+    #[error("two workers are called `{0}`: give them different names")]
+    DuplicateWorker(String),
+    #[error("{0} workers: a machine has at most {MAX_WORKERS}")]
+    Workers(usize),
+    #[error(
+        "`{id}` worker={worker}: there is no such worker, declare it with --worker name={worker} (workers, in JSON)"
+    )]
+    NoWorker { id: String, worker: String },
+    #[error("poll_cap={0}: give percent of one host CPU, from 1 on, or leave it out")]
+    PollCap(u32),
+    #[error(
+        "`{id}` rate limit: size and refill_time (milliseconds) are both at least 1 and at most 2^40"
+    )]
+    RateLimit { id: String },
     #[error("two devices are called `{0}`: give them different ids")]
     DuplicateId(String),
 }
@@ -105,7 +124,61 @@ pub fn check(config: &mut VmConfig) -> Result<(), ConfigError> {
     if config.serial.mode == ConsoleMode::Tty && config.console.mode == ConsoleMode::Tty {
         return Err(ConfigError::TwoOnTty);
     }
+    workers(config)?;
     unique_ids(config)
+}
+
+fn workers(config: &VmConfig) -> Result<(), ConfigError> {
+    if config.workers.len() > MAX_WORKERS {
+        return Err(ConfigError::Workers(config.workers.len()));
+    }
+    if config.poll_cap == Some(0) {
+        return Err(ConfigError::PollCap(0));
+    }
+    let mut names = BTreeSet::from([DEFAULT_WORKER]);
+    let mut seen = BTreeSet::new();
+    for worker in &config.workers {
+        let name = worker.name.as_str();
+        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.len() > 15 || !name.chars().all(fits) {
+            return Err(ConfigError::WorkerName(name.to_owned()));
+        }
+        names.insert(name);
+        if !seen.insert(name) {
+            return Err(ConfigError::DuplicateWorker(name.to_owned()));
+        }
+    }
+    let disks = config.disks.iter().map(|d| (&d.id, &d.worker));
+    let users = disks.chain(config.net.iter().map(|n| (&n.id, &n.worker)));
+    for (device, worker) in users {
+        if let Some(worker) = worker
+            && !names.contains(worker.as_str())
+        {
+            return Err(ConfigError::NoWorker {
+                id: id(device),
+                worker: worker.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Checks a device's limits.
+fn rate_limit(
+    device: &Option<String>,
+    limit: Option<&RateLimiterConfig>,
+) -> Result<(), ConfigError> {
+    const MOST: u64 = 1 << 40;
+    let sides = limit.map(|l| [l.bandwidth, l.ops]).unwrap_or_default();
+    let fits = |n: u64| (1..=MOST).contains(&n);
+    let good = sides
+        .iter()
+        .flatten()
+        .all(|b| fits(b.size) && fits(b.refill_time) && b.one_time_burst.is_none_or(|n| n <= MOST));
+    match good {
+        true => Ok(()),
+        false => Err(ConfigError::RateLimit { id: id(device) }),
+    }
 }
 
 /// Cloud Hypervisor's names for what was given none: `_disk0`, `_net1`, ….
@@ -186,6 +259,7 @@ pub fn disk(disk: &DiskConfig) -> Result<(), ConfigError> {
             queues: disk.num_queues,
         });
     }
+    rate_limit(&disk.id, disk.rate_limiter_config.as_ref())?;
     queue_size(&disk.id, disk.queue_size)
 }
 
@@ -212,6 +286,7 @@ pub fn net(net: &NetConfig) -> Result<(), ConfigError> {
             mtu,
         });
     }
+    rate_limit(&net.id, net.rate_limiter_config.as_ref())?;
     queue_size(&net.id, net.queue_size)
 }
 

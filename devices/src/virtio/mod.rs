@@ -39,6 +39,8 @@ pub struct QueueStart {
     pub notify: Arc<dyn Notify>,
     /// Where the queue runs.
     pub worker: WorkerHandle,
+    /// What it is called there: the device and its number.
+    pub name: Arc<str>,
 }
 
 impl QueueStart {
@@ -96,6 +98,10 @@ pub trait VirtioDevice: Send {
     /// Stops a queue, waits until nothing of it is in flight, and returns where it stood. None if
     /// it did not run. Never called from a vCPU.
     fn stop_queue(&mut self, index: QueueIndex) -> Option<QueueState>;
+    /// Its queues run on one worker, and go to another together.
+    fn moves_whole(&self) -> bool {
+        false
+    }
     /// The driver reset the device: forget what it negotiated. All queues are stopped.
     fn reset(&mut self) {}
     /// What the device counted, by Cloud Hypervisor's names.

@@ -3,6 +3,7 @@
 //! The rings' host addresses are checked and resolved once, when the queue starts; afterwards a
 //! pop or a push is a few volatile accesses. The state that survives a stop is [`QueueState`].
 
+use std::cell::Cell;
 use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
@@ -110,11 +111,28 @@ pub struct Queue {
     used: *mut u16,
     event_idx: bool,
     indirect: bool,
+    /// The available index when it was read last.
+    seen: Cell<u16>,
     /// The used index that the driver can see.
+    exposed: u16,
+    /// The used index when an interrupt was decided on last.
     published: u16,
+    /// The wish for doorbells that the driver can see.
+    wish: Wish,
     /// No interrupt was decided on since the start: the driver may have been waiting since before
     /// the queue last stopped, so the first one is always sent.
     fresh: bool,
+}
+
+/// What the driver was told of doorbells.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    /// Nothing that is known of.
+    Unknown,
+    /// To ring for the next chain.
+    Ring,
+    /// Not to ring. With EVENT_IDX: what the index was then.
+    Quiet(u16),
 }
 
 // SAFETY: the pointers lead into guest RAM, which `memory` keeps mapped and which no thread owns.
@@ -145,7 +163,10 @@ impl Queue {
             used: used.cast(),
             event_idx: features::has(negotiated, features::RING_EVENT_IDX),
             indirect: features::has(negotiated, features::RING_INDIRECT_DESC),
+            seen: Cell::new(state.next_avail),
+            exposed: state.next_used,
             published: state.next_used,
+            wish: Wish::Unknown,
             fresh: true,
         })
     }
@@ -184,12 +205,15 @@ impl Queue {
                 size: self.state.size,
             });
         }
+        self.seen.set(avail);
         Ok(ahead)
     }
 
     /// Takes the next available chain into `chain`; false if there is none.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
-        if self.available()? == 0 {
+        // The index is the driver's cache line: it is read again only when all that it announced was
+        // taken.
+        if self.seen.get() == self.state.next_avail && self.available()? == 0 {
             return Ok(false);
         }
         let entry = usize::from(self.state.next_avail & (self.state.size - 1));
@@ -270,16 +294,28 @@ impl Queue {
         self.state.next_used = self.state.next_used.wrapping_add(1);
     }
 
-    /// Shows the driver what was pushed; true if it wants an interrupt for it.
-    pub fn publish(&mut self) -> bool {
+    /// Shows the driver what was pushed. Whether it wants an interrupt for it is decided in
+    /// [`publish`](Self::publish), which must follow; a driver that polls goes on at once.
+    pub fn expose(&mut self) {
         let new = self.state.next_used;
-        if new == self.published {
-            return false;
+        if new == self.exposed {
+            return;
         }
+        self.exposed = new;
         // The entries must be visible before the index.
         fence(Ordering::Release);
         // SAFETY: field 1 of the used ring is its index.
         unsafe { self.used.add(1).write_volatile(new) };
+    }
+
+    /// Shows the driver what was pushed; true if it wants an interrupt for what it was shown since the
+    /// last time.
+    pub fn publish(&mut self) -> bool {
+        self.expose();
+        let new = self.state.next_used;
+        if new == self.published {
+            return false;
+        }
         // The index must be visible before the driver's wish is read (virtio 1.3 §2.7.7.2).
         fence(Ordering::SeqCst);
         let old = std::mem::replace(&mut self.published, new);
@@ -303,9 +339,17 @@ impl Queue {
 
     /// Asks the driver not to notify. It may do so all the same.
     ///
-    /// With EVENT_IDX there is no such flag: the event index is kept half the index space away,
-    /// so this must be called again at least every 32768 chains (each pass does).
+    /// With EVENT_IDX there is no such flag: the event index is kept far away, about half the index
+    /// space, so this must be called again at least every 16384 chains (each pass does). It costs
+    /// nothing while the driver was told already: the wish shares a cache line with what it polls.
     pub fn disable_notification(&mut self) {
+        const FAR: u16 = 0x4000;
+        match self.wish {
+            Wish::Quiet(at) if !self.event_idx || self.state.next_avail.wrapping_sub(at) < FAR => {
+                return;
+            }
+            _ => self.wish = Wish::Quiet(self.state.next_avail),
+        }
         if self.event_idx {
             self.set_avail_event(self.state.next_avail.wrapping_sub(0x8000));
         } else {
@@ -317,6 +361,7 @@ impl Queue {
     /// Asks the driver to notify from the next chain on. True if chains came in meanwhile: the
     /// caller looks again, since the driver may not notify for those.
     pub fn enable_notification(&mut self) -> Result<bool, QueueError> {
+        self.wish = Wish::Ring;
         if self.event_idx {
             self.set_avail_event(self.state.next_avail);
         } else {

@@ -20,6 +20,18 @@ impl<S> Return<S> {
     }
 }
 
+/// Gives a source up whose worker broke down: whoever stops it learns that it is gone. `home` was
+/// taken out of it.
+pub(super) fn abandon<S>(source: Box<S>, home: Return<S>, in_flight: bool) {
+    if in_flight {
+        // The kernel may still write to what it was given.
+        std::mem::forget(source);
+    } else {
+        drop(source);
+    }
+    drop(home);
+}
+
 /// A source that was attached to a worker.
 pub(super) struct Running<S> {
     worker: WorkerHandle,

@@ -1,24 +1,28 @@
 //! What all queues do alike on a worker: the doorbell, a turn, interrupts once a batch, stopping.
 //! A device says only how it serves its chains.
 
-use crate::worker::{Io, KickWait, Source};
+use std::sync::Arc;
+
+use crate::worker::{Io, KICK, KickWait, Source};
 
 use super::chain::Chain;
 use super::queue::{Queue, QueueError, QueueState};
-use super::running::{Return, Running};
+use super::running::{Return, Running, abandon};
 use super::{QueueStart, StartError};
-
-/// The doorbell's tag; a device's own operations have others.
-const KICK: u32 = u32::MAX;
 
 /// How a device serves one queue.
 pub(super) trait Serve: Send + Sized + 'static {
     /// Serves what is available, at most about a queue's worth of chains (see [`Side::yield_turn`]),
-    /// and leaves the doorbell on when it waits for the driver.
+    /// and rests when it waits for the driver (see [`Side::rest`]).
     fn run(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError>;
 
     /// An operation of its own ended. True if the queue is to be looked at again.
     fn complete(&mut self, side: &mut Side, io: &mut Io<'_>, tag: u32, result: i32) -> bool;
+
+    /// Whether [`run`](Self::run) may find something to do, cheaply: the queue is polled.
+    fn has_work(&self, side: &Side) -> bool {
+        side.queue.available() != Ok(0)
+    }
 
     /// Cancels what waits without an end, and gives back chains that nothing happens to.
     fn stop(&mut self, _side: &mut Side, _io: &mut Io<'_>) {}
@@ -30,20 +34,35 @@ pub(super) struct Side {
     pub queue: Queue,
     start: QueueStart,
     kick: KickWait,
+    polled: bool,
+    again: bool,
     stopping: bool,
     broken: bool,
 }
 
 impl Side {
+    /// The worker looks into the queue by itself: nothing has to be waited for that it would see.
+    pub fn polled(&self) -> bool {
+        self.polled
+    }
+
+    /// There is nothing more to take now: asks the driver to ring, unless the queue is polled. True if
+    /// something came meanwhile.
+    pub fn rest(&mut self) -> Result<bool, QueueError> {
+        if self.polled {
+            return Ok(false);
+        }
+        self.queue.enable_notification()
+    }
+
     /// The queue is being stopped: nothing new is begun.
     pub fn stopping(&self) -> bool {
         self.stopping
     }
 
-    /// Rings the queue's own bell, to come back after the worker's other queues.
-    pub fn yield_turn(&self) {
-        // Fails only when the bell rings already.
-        let _ = self.start.kick.write(1);
+    /// Comes back after the worker's other queues.
+    pub fn yield_turn(&mut self) {
+        self.again = true;
     }
 
     /// Serves chains that are done at once: `serve` returns the bytes that it wrote. A queue's worth
@@ -64,7 +83,7 @@ impl Side {
                     return Ok(());
                 }
             }
-            if !self.queue.enable_notification()? {
+            if !self.rest()? {
                 return Ok(());
             }
         }
@@ -82,7 +101,8 @@ impl Side {
 pub(super) struct Served<T> {
     side: Side,
     task: T,
-    home: Return<Served<T>>,
+    /// None when it was given up.
+    home: Option<Return<Served<T>>>,
 }
 
 impl<T: Serve> Served<T> {
@@ -98,10 +118,16 @@ impl<T: Serve> Served<T> {
             queue,
             start,
             kick: KickWait::default(),
+            polled: false,
+            again: false,
             stopping: false,
             broken: false,
         };
-        Ok(Running::attach(worker, |home| Served { side, task, home }))
+        Ok(Running::attach(worker, |home| Served {
+            side,
+            task,
+            home: Some(home),
+        }))
     }
 
     /// Where the queue stands.
@@ -115,6 +141,9 @@ impl<T: Serve> Served<T> {
         }
         if let Err(e) = self.task.run(&mut self.side, io) {
             self.side.give_up(&e);
+        }
+        if self.side.again {
+            io.come_back();
         }
         self.side.kick.arm(io, KICK, &self.side.start.kick);
     }
@@ -149,8 +178,40 @@ impl<T: Serve> Source for Served<T> {
         self.task.stop(&mut self.side, io);
     }
 
-    fn stopped(self: Box<Self>) {
-        let home = self.home.clone();
-        home.give(self);
+    fn stopped(mut self: Box<Self>) {
+        if let Some(home) = self.home.take() {
+            home.give(self);
+        }
+    }
+
+    fn set_polled(&mut self, io: &mut Io<'_>, polled: bool) -> bool {
+        self.side.polled = polled;
+        if !polled {
+            self.turn(io);
+        }
+        true
+    }
+
+    fn poll(&mut self, io: &mut Io<'_>) -> bool {
+        if self.side.stopping || self.side.broken {
+            return false;
+        }
+        if !std::mem::take(&mut self.side.again) && !self.task.has_work(&self.side) {
+            return false;
+        }
+        let before = self.side.queue.state();
+        self.turn(io);
+        self.side.again || self.side.queue.state() != before
+    }
+
+    fn lost(mut self: Box<Self>, why: &str, in_flight: bool) {
+        self.side.start.notify.needs_reset(why);
+        if let Some(home) = self.home.take() {
+            abandon(self, home, in_flight);
+        }
+    }
+
+    fn name(&self) -> Option<Arc<str>> {
+        Some(self.side.start.name.clone())
     }
 }

@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::features;
 use super::queue::QueueState;
-use super::{Notify, QueueStart, VirtioDevice};
+use super::{Notify, QueueIndex, QueueStart, VirtioDevice};
 use crate::bus::{Action, BusDevice, Slot};
 use crate::irq::MsiSource;
 use crate::memory::GuestRam;
@@ -130,6 +130,8 @@ pub struct VirtioPci {
     device: Mutex<Box<dyn VirtioDevice>>,
     kicks: Vec<Arc<EventFd>>,
     vectors: Vec<Arc<AtomicU16>>,
+    /// Which worker serves each queue. Locked after the device.
+    workers: Mutex<Vec<WorkerHandle>>,
     memory: GuestRam,
 }
 
@@ -140,7 +142,7 @@ struct PciConfig {
 }
 
 impl VirtioPci {
-    /// Puts `device` behind a PCI function whose BAR is at `bar`.
+    /// Puts `device` behind a PCI function whose BAR is at `bar`; `worker` serves its queues.
     pub fn new(
         name: &str,
         slot: Slot,
@@ -148,6 +150,7 @@ impl VirtioPci {
         bar: u64,
         memory: GuestRam,
         msi: Arc<dyn MsiSource>,
+        worker: WorkerHandle,
     ) -> std::io::Result<VirtioPci> {
         let queues = device.queue_sizes().len() as u16;
         let vectors = queues + 1;
@@ -176,6 +179,7 @@ impl VirtioPci {
                 .map(|_| Arc::new(AtomicU16::new(NO_VECTOR)))
                 .collect(),
             device: Mutex::new(device),
+            workers: Mutex::new(vec![worker; queues.into()]),
             memory,
         })
     }
@@ -211,8 +215,8 @@ impl VirtioPci {
     }
 
     /// Carries out [`Action::Activate`]: runs the queues that the driver enabled.
-    pub fn activate(&self, worker: &WorkerHandle) {
-        self.start(worker);
+    pub fn activate(&self) {
+        self.start();
     }
 
     /// Carries out [`Action::Reset`]: stops the queues and shows the driver a fresh device.
@@ -246,7 +250,7 @@ impl VirtioPci {
     }
 
     /// Goes on after [`pause`](Self::pause).
-    pub fn resume(&self, worker: &WorkerHandle) {
+    pub fn resume(&self) {
         {
             let mut registers = self.shared.registers.lock();
             if registers.phase != Phase::Paused {
@@ -254,21 +258,34 @@ impl VirtioPci {
             }
             registers.phase = Phase::Active;
         }
-        self.start(worker);
+        self.start();
     }
 
     /// Runs the queues if they are to run and do not yet: an activation that a pause and a resume
     /// overtook finds them running.
-    fn start(&self, worker: &WorkerHandle) {
+    fn start(&self) {
         let (negotiated, states) = {
             let mut registers = self.shared.registers.lock();
             if registers.phase != Phase::Active || std::mem::replace(&mut registers.running, true) {
                 return;
             }
+            if registers.status & features::STATUS_NEEDS_RESET != 0 {
+                // It is not known where its queues stand: the driver begins anew.
+                return;
+            }
             (registers.driver_features, registers.enabled_queues())
         };
         let mut device = self.device.lock();
-        for (index, state) in states {
+        self.start_queues(&mut **device, negotiated, &states);
+    }
+
+    fn start_queues(
+        &self,
+        device: &mut dyn VirtioDevice,
+        negotiated: u64,
+        states: &[(QueueIndex, QueueState)],
+    ) {
+        for (index, state) in states.iter().copied() {
             let notify = QueueNotify {
                 shared: self.shared.clone(),
                 vector: self.vectors[usize::from(index)].clone(),
@@ -279,7 +296,8 @@ impl VirtioPci {
                 memory: self.memory.clone(),
                 kick: self.kicks[usize::from(index)].clone(),
                 notify: Arc::new(notify),
-                worker: worker.clone(),
+                worker: self.workers.lock()[usize::from(index)].clone(),
+                name: format!("{}/{index}", self.shared.name).into(),
             };
             let notify = start.notify.clone();
             if let Err(e) = device.start_queue(index, start) {
@@ -290,12 +308,52 @@ impl VirtioPci {
 
     fn stop(&self) {
         let mut device = self.device.lock();
-        for index in 0..self.kicks.len() as u16 {
+        let all: Vec<_> = (0..self.kicks.len() as QueueIndex).collect();
+        self.stop_queues(&mut **device, &all);
+        self.shared.registers.lock().running = false;
+    }
+
+    /// Stops queues and keeps where they stood; those that ran.
+    fn stop_queues(
+        &self,
+        device: &mut dyn VirtioDevice,
+        indices: &[QueueIndex],
+    ) -> Vec<(QueueIndex, QueueState)> {
+        let mut stopped = Vec::new();
+        for index in indices.iter().copied() {
             if let Some(state) = device.stop_queue(index) {
                 self.shared.registers.lock().save(index, state);
+                stopped.push((index, state));
             }
         }
-        self.shared.registers.lock().running = false;
+        stopped
+    }
+
+    /// Number of queues.
+    pub fn queues(&self) -> u16 {
+        self.kicks.len() as u16
+    }
+
+    /// Lets `worker` serve the queues of these numbers from now on; all, if the device's cannot be
+    /// parted. Queues that run go on where they stood, and nothing of them is lost or done twice: what
+    /// is in flight ends on the worker before.
+    pub fn move_queues(&self, indices: &[QueueIndex], worker: &WorkerHandle) {
+        let mut device = self.device.lock();
+        let all: Vec<_> = (0..self.queues()).collect();
+        let indices = if device.moves_whole() { &all } else { indices };
+        for index in indices {
+            if let Some(place) = self.workers.lock().get_mut(usize::from(*index)) {
+                *place = worker.clone();
+            }
+        }
+        let (running, negotiated) = {
+            let registers = self.shared.registers.lock();
+            (registers.running, registers.driver_features)
+        };
+        if running {
+            let states = self.stop_queues(&mut **device, indices);
+            self.start_queues(&mut **device, negotiated, &states);
+        }
     }
 
     fn write_status(&self, value: u8) -> Action {

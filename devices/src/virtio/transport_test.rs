@@ -9,7 +9,7 @@ use super::registers::offsets::*;
 use super::*;
 use crate::irq::MsiVector;
 use crate::virtio::rng::Rng;
-use crate::worker::Worker;
+use crate::worker::{PollSettings, Worker};
 
 struct NoVectors;
 
@@ -19,7 +19,11 @@ impl MsiSource for NoVectors {
     }
 }
 
-fn device() -> VirtioPci {
+fn worker() -> Worker {
+    Worker::start("test", PollSettings::events(), || Ok(())).unwrap()
+}
+
+fn device(worker: &Worker) -> VirtioPci {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
     let ram = GuestRam::new(memory);
     VirtioPci::new(
@@ -29,6 +33,7 @@ fn device() -> VirtioPci {
         0xc000_0000,
         ram,
         Arc::new(NoVectors),
+        worker.handle(),
     )
     .unwrap()
 }
@@ -58,10 +63,10 @@ fn bring_up(device: &VirtioPci) -> Action {
 
 #[test]
 fn driver_ok_activates_and_a_reset_ends_when_queues_have_stopped() {
-    let device = device();
-    let worker = Worker::start("test", || Ok(())).unwrap();
+    let worker = worker();
+    let device = device(&worker);
     assert_eq!(bring_up(&device), Action::Activate(Slot(3)));
-    device.activate(&worker.handle());
+    device.activate();
     assert_eq!(device.write(DEVICE_STATUS, 1, 0), Action::Reset(Slot(3)));
     assert_ne!(
         device.read(DEVICE_STATUS, 1),
@@ -78,15 +83,16 @@ fn driver_ok_activates_and_a_reset_ends_when_queues_have_stopped() {
     assert_eq!(device.read(QUEUE_ENABLE, 2), 0);
     // And it works again.
     assert_eq!(bring_up(&device), Action::Activate(Slot(3)));
-    device.activate(&worker.handle());
+    device.activate();
     device.pause();
-    device.resume(&worker.handle());
+    device.resume();
     device.reset();
 }
 
 #[test]
 fn features_that_were_not_offered_are_refused() {
-    let device = device();
+    let worker = worker();
+    let device = device(&worker);
     device.write(DRIVER_FEATURE_SELECT, 4, 0);
     device.write(DRIVER_FEATURE, 4, 0xffff_ffff);
     device.write(DRIVER_FEATURE_SELECT, 4, 1);
@@ -97,14 +103,16 @@ fn features_that_were_not_offered_are_refused() {
 
 #[test]
 fn a_driver_without_version_1_is_refused() {
-    let device = device();
+    let worker = worker();
+    let device = device(&worker);
     device.write(DEVICE_STATUS, 1, 0xb);
     assert_eq!(device.read(DEVICE_STATUS, 1), 0x3);
 }
 
 #[test]
 fn a_queue_that_is_not_there_reads_as_zero() {
-    let device = device();
+    let worker = worker();
+    let device = device(&worker);
     device.write(QUEUE_SELECT, 2, 7);
     for at in [
         QUEUE_SIZE,
@@ -122,7 +130,8 @@ fn a_queue_that_is_not_there_reads_as_zero() {
 
 #[test]
 fn a_vector_that_is_not_there_is_refused() {
-    let device = device();
+    let worker = worker();
+    let device = device(&worker);
     device.write(QUEUE_MSIX_VECTOR, 2, 1);
     assert_eq!(device.read(QUEUE_MSIX_VECTOR, 2), 1);
     device.write(QUEUE_MSIX_VECTOR, 2, 2);
@@ -131,7 +140,8 @@ fn a_vector_that_is_not_there_is_refused() {
 
 #[test]
 fn the_window_in_configuration_space_reaches_the_bar() {
-    let device = device();
+    let worker = worker();
+    let device = device(&worker);
     let window = device.config.lock().window_capability;
     device.config_write(window + 8, 4, NUM_QUEUES as u32);
     device.config_write(window + 12, 4, 2);
@@ -144,7 +154,8 @@ fn the_window_in_configuration_space_reaches_the_bar() {
 
 #[test]
 fn moving_the_bar_asks_for_a_new_layout() {
-    let device = device();
+    let worker = worker();
+    let device = device(&worker);
     assert_eq!(
         device.config_write(0x10, 4, 0xd000_0000),
         Action::ChangeLayout(Slot(3))
@@ -160,7 +171,8 @@ fn moving_the_bar_asks_for_a_new_layout() {
 proptest! {
     #[test]
     fn no_access_panics(accesses in prop::collection::vec((0u64..BAR_SIZE + 16, 0u32..4, any::<u64>(), 0u8..4), 1..200)) {
-        let device = device();
+        let worker = worker();
+    let device = device(&worker);
         for (offset, size, value, kind) in accesses {
             let size = 1u8 << size;
             match kind {

@@ -48,6 +48,7 @@ impl Ring {
             .setup_r_disabled()
             .setup_single_issuer()
             .setup_defer_taskrun()
+            .setup_taskrun_flag()
             .build(ENTRIES);
         let ring = match tuned {
             Ok(ring) => ring,
@@ -65,11 +66,11 @@ impl Ring {
         Ok(Ring(ring))
     }
 
-    pub fn io<'a>(&'a mut self, slot: u32, in_flight: &'a mut u32) -> Io<'a> {
+    pub fn io<'a>(&'a mut self, slot: u32, on: &'a mut Account) -> Io<'a> {
         Io {
             ring: self,
             slot,
-            in_flight,
+            account: on,
         }
     }
 
@@ -79,15 +80,30 @@ impl Ring {
         unsafe { self.push(entry) };
     }
 
+    /// Sleeps until something has completed. An error is final: the ring is of no more use.
     pub fn submit_and_wait(&mut self) -> io::Result<()> {
         loop {
-            match self.0.submit_and_wait(1) {
-                Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
-                // The completion queue is full: taking completions makes room.
-                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => return Ok(()),
-                other => return other.map(drop),
+            let waited = self.0.submit_and_wait(1);
+            if let Some(done) = settled(waited) {
+                return done;
             }
         }
+    }
+
+    /// Gives the kernel what was queued, and lets it complete what it has ready, if there is any of
+    /// either. Does not wait. An error is final.
+    pub fn attend(&mut self) -> io::Result<()> {
+        let (queued, ready) = {
+            let queue = self.0.submission();
+            (queue.len() as u32, queue.taskrun() || queue.cq_overflow())
+        };
+        if queued == 0 && !ready {
+            return Ok(());
+        }
+        const GETEVENTS: u32 = 1;
+        // SAFETY: no argument goes with it; the entries are valid as `push` demands.
+        let entered = unsafe { self.0.submitter().enter::<()>(queued, 0, GETEVENTS, None) };
+        settled(entered).unwrap_or(Ok(()))
     }
 
     pub fn take_completions(&mut self, batch: &mut Vec<Completion>) {
@@ -107,11 +123,42 @@ impl Ring {
         // SAFETY: the caller keeps the entry's buffers valid.
         while unsafe { self.0.submission().push(&entry) }.is_err() {
             // Full: the kernel takes the whole queue in one call.
-            if let Err(e) = self.0.submit() {
-                log::warn!("io_uring_enter: {e}");
+            if let Err(e) = self.0.submit()
+                && settled(Err(e)).is_some_and(|settled| settled.is_err())
+            {
+                // The ring is broken, and the next turn says so: the entry is as lost as the others.
+                return;
             }
         }
     }
+}
+
+/// What a call to the kernel came to: none if it is to be made again.
+fn settled(entered: io::Result<usize>) -> Option<io::Result<()>> {
+    let Err(error) = entered else {
+        return Some(Ok(()));
+    };
+    match error.raw_os_error() {
+        Some(libc::EINTR) => None,
+        // The completion queue is full: taking completions makes room.
+        Some(libc::EBUSY) => Some(Ok(())),
+        // No memory for requests now: nothing was lost, and the next turn tries again.
+        Some(libc::EAGAIN | libc::ENOMEM) => {
+            log::warn!("io_uring_enter: {error}");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            Some(Ok(()))
+        }
+        _ => Some(Err(error)),
+    }
+}
+
+/// What a worker keeps of a source on behalf of its calls.
+#[derive(Debug, Default)]
+pub(super) struct Account {
+    /// Operations in the kernel's hands.
+    pub in_flight: u32,
+    /// The source wants to go on without waiting for anything.
+    pub again: bool,
 }
 
 fn pack(slot: u32, tag: u32) -> u64 {
@@ -122,7 +169,7 @@ fn pack(slot: u32, tag: u32) -> u64 {
 pub struct Io<'a> {
     ring: &'a mut Ring,
     slot: u32,
-    in_flight: &'a mut u32,
+    account: &'a mut Account,
 }
 
 impl Io<'_> {
@@ -133,9 +180,14 @@ impl Io<'_> {
     /// Everything that `entry` points to stays valid until [`super::Source::complete`] is called
     /// with `tag`. The worker keeps the source itself alive until then.
     pub unsafe fn submit(&mut self, tag: u32, entry: squeue::Entry) {
-        *self.in_flight += 1;
+        self.account.in_flight += 1;
         // SAFETY: the caller's promise.
         unsafe { self.ring.push(entry.user_data(pack(self.slot, tag))) };
+    }
+
+    /// Asks for a call of [`super::Source::poll`] after the worker's other sources had their turn.
+    pub fn come_back(&mut self) {
+        self.account.again = true;
     }
 
     /// Cancels the operation submitted with `tag`, which then completes with ECANCELED unless it

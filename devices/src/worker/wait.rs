@@ -1,6 +1,8 @@
-//! What sources wait for: doorbells and file descriptors.
+//! What sources wait for: doorbells, file descriptors, and moments.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+
+use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
 use vmm_sys_util::eventfd::EventFd;
@@ -55,6 +57,37 @@ impl FdWait {
     pub fn arm(&mut self, io: &mut Io<'_>, tag: u32, fd: BorrowedFd<'_>, events: i16) {
         if !std::mem::replace(&mut self.armed, true) {
             io.poll(tag, fd, events);
+        }
+    }
+
+    /// The wait completed.
+    pub fn fired(&mut self) {
+        self.armed = false;
+    }
+
+    /// Ends the wait, if there is one.
+    pub fn cancel(&mut self, io: &mut Io<'_>, tag: u32) {
+        if self.armed {
+            io.cancel(tag);
+        }
+    }
+}
+
+/// A wait for a time to pass.
+#[derive(Default)]
+pub struct TimerWait {
+    time: Box<types::Timespec>,
+    armed: bool,
+}
+
+impl TimerWait {
+    /// Starts waiting for `time` unless it waits already.
+    pub fn arm(&mut self, io: &mut Io<'_>, tag: u32, time: Duration) {
+        if !std::mem::replace(&mut self.armed, true) {
+            *self.time = types::Timespec::from(time);
+            let entry = opcode::Timeout::new(&*self.time).build();
+            // SAFETY: the time is boxed and owned by the source, which lives until completion.
+            unsafe { io.submit(tag, entry) };
         }
     }
 

@@ -19,6 +19,7 @@ use crate::requests::{
     VmDiskBitmap, VmDiskCancel, VmDiskCommit, VmDiskSnapshot, VmDiskStream, VmInfo, VmRemoveDevice,
     VmResizeDisk, VmmPingResponse,
 };
+use crate::workers::{PollMax, VmMoveQueues, VmSetWorker, WorkerInfo};
 
 /// Bytes of an answer that are read at most.
 const MAX_ANSWER: usize = 4 << 20;
@@ -158,6 +159,30 @@ impl Client {
     pub async fn disk_cancel(&self, job: u64) -> Result<(), ClientError> {
         self.put(Operation::VmDiskCancel, Some(&VmDiskCancel { job }))
             .await
+    }
+
+    /// The workers, and what each serves.
+    pub async fn workers(&self) -> Result<Vec<WorkerInfo>, ClientError> {
+        self.get(Operation::VmWorkers).await
+    }
+
+    /// Lets another worker serve queues of a device; all of them if none are named.
+    pub async fn move_queues(
+        &self,
+        id: &str,
+        queues: Option<Vec<u16>>,
+        worker: &str,
+    ) -> Result<(), ClientError> {
+        let (id, worker) = (id.to_owned(), worker.to_owned());
+        let queues = VmMoveQueues { id, queues, worker };
+        self.put(Operation::VmMoveQueues, Some(&queues)).await
+    }
+
+    /// Changes how long a worker looks for work by itself.
+    pub async fn set_worker(&self, name: &str, poll_max_ns: PollMax) -> Result<(), ClientError> {
+        let name = name.to_owned();
+        let set = VmSetWorker { name, poll_max_ns };
+        self.put(Operation::VmSetWorker, Some(&set)).await
     }
 
     /// Changes a disk's size.

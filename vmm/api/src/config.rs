@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::inert::{self, Ignored, Inert};
+use crate::workers::{RateLimiterConfig, WorkerConfig};
 
 /// A whole machine.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -35,6 +36,16 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
     /// A port through which the guest's kernel reports its panic.
     pub pvpanic: bool,
+    /// I/O workers beside `io`, or other settings for that one.
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub workers: Vec<WorkerConfig>,
+    /// What all workers together may spend on looking for work that does not come: percent of one
+    /// CPU. No limit if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll_cap: Option<u32>,
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub balloon: Inert,
@@ -104,6 +115,8 @@ impl Default for VmConfig {
             console: console_default(),
             vsock: None,
             pvpanic: false,
+            workers: Vec::new(),
+            poll_cap: None,
             balloon: Inert,
             fs: Inert,
             pmem: Inert,
@@ -364,6 +377,12 @@ pub struct DiskConfig {
     pub id: Option<String>,
     /// What the guest reads as its serial number; the id if absent.
     pub serial: Option<String>,
+    /// The I/O worker that serves its queues; `io` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// How much it may do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter_config: Option<RateLimiterConfig>,
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub iommu: Inert,
@@ -373,9 +392,6 @@ pub struct DiskConfig {
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub vhost_socket: Inert,
-    #[doc(hidden)]
-    #[serde(skip_serializing)]
-    pub rate_limiter_config: Inert,
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub rate_limit_group: Inert,
@@ -432,10 +448,11 @@ impl Default for DiskConfig {
             cache_size: None,
             id: None,
             serial: None,
+            worker: None,
+            rate_limiter_config: None,
             iommu: Inert,
             vhost_user: Inert,
             vhost_socket: Inert,
-            rate_limiter_config: Inert,
             rate_limit_group: Inert,
             pci_segment: Inert,
             pci_device_id: Inert,
@@ -470,6 +487,12 @@ pub struct NetConfig {
     pub offload_tso: bool,
     /// Offer checksum offload.
     pub offload_csum: bool,
+    /// The I/O worker that serves its queues; `io` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub worker: Option<String>,
+    /// How much it may receive, and how much it may send.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate_limiter_config: Option<RateLimiterConfig>,
     #[doc(hidden)]
     #[serde(skip_serializing, deserialize_with = "inert::ip")]
     pub ip: Inert,
@@ -488,9 +511,6 @@ pub struct NetConfig {
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub vhost_socket: Inert,
-    #[doc(hidden)]
-    #[serde(skip_serializing)]
-    pub rate_limiter_config: Inert,
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub pci_segment: Inert,
@@ -519,13 +539,14 @@ impl Default for NetConfig {
             id: None,
             offload_tso: true,
             offload_csum: true,
+            worker: None,
+            rate_limiter_config: None,
             ip: Inert,
             mask: Inert,
             host_mac: Inert,
             iommu: Inert,
             vhost_user: Inert,
             vhost_socket: Inert,
-            rate_limiter_config: Inert,
             pci_segment: Inert,
             pci_device_id: Inert,
             offload_ufo: Ignored,

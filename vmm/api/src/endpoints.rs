@@ -11,6 +11,7 @@ use crate::requests::{
     VmDiskCancel, VmDiskCommit, VmDiskSnapshot, VmDiskStream, VmInfo, VmRemoveDevice, VmResizeDisk,
     VmmPingResponse,
 };
+use crate::workers::{VmMoveQueues, VmSetWorker, WorkerInfo};
 
 /// Where the API's paths begin.
 pub const ROOT: &str = "/api/v1";
@@ -45,6 +46,9 @@ pub enum Operation {
     VmDiskBitmapAdd,
     VmDiskBitmapClear,
     VmDiskBitmapRemove,
+    VmWorkers,
+    VmMoveQueues,
+    VmSetWorker,
     OpenApi,
 }
 
@@ -309,6 +313,27 @@ pub const ENDPOINTS: &[Endpoint] = &[
         &[BAD, (404, "No VM, disk or bitmap of that name."), STATE],
     )
     .takes(schema::<VmDiskBitmap>),
+    get(
+        Operation::VmWorkers,
+        "/vm.workers",
+        "The I/O workers of the running VM, and what each serves",
+        schema::<Vec<WorkerInfo>>,
+        &[NO_VM, STATE],
+    ),
+    put(
+        Operation::VmMoveQueues,
+        "/vm.move-queues",
+        "Let another I/O worker serve a device's queues, while the guest runs",
+        &[BAD, (404, "No VM, or no such device or worker."), STATE],
+    )
+    .takes(schema::<VmMoveQueues>),
+    put(
+        Operation::VmSetWorker,
+        "/vm.set-worker",
+        "Change how long an I/O worker looks for work by itself",
+        &[BAD, (404, "No VM, or no such worker."), STATE],
+    )
+    .takes(schema::<VmSetWorker>),
     get(
         Operation::OpenApi,
         "/openapi.json",

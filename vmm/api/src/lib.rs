@@ -10,5 +10,6 @@ pub mod endpoints;
 mod inert;
 pub mod options;
 pub mod requests;
+pub mod workers;
 
 pub use config::VmConfig;

@@ -41,8 +41,30 @@ pub fn from_str<T: DeserializeOwned>(text: &str) -> Result<T, OptionError> {
         rest: text,
         depth: 0,
     };
-    let map = parser.pairs()?;
+    let map = nested(parser.pairs()?);
     T::deserialize(Node::Map(map))
+}
+
+/// Cloud Hypervisor's flags write what is nested in JSON with prefixes: `bw_size=` for
+/// `rate_limiter_config.bandwidth.size`.
+fn nested(pairs: Vec<(String, Node)>) -> Vec<(String, Node)> {
+    let (mut plain, mut limits) = (Vec::new(), [Vec::new(), Vec::new()]);
+    for (key, value) in pairs {
+        match (key.strip_prefix("bw_"), key.strip_prefix("ops_")) {
+            (Some(key), _) => limits[0].push((key.to_owned(), value)),
+            (_, Some(key)) => limits[1].push((key.to_owned(), value)),
+            _ => plain.push((key, value)),
+        }
+    }
+    let names = ["bandwidth", "ops"].map(str::to_owned).into_iter();
+    let given = names.zip(limits).filter(|(_, limit)| !limit.is_empty());
+    let limiter: Vec<_> = given
+        .map(|(name, limit)| (name, Node::Map(limit)))
+        .collect();
+    if !limiter.is_empty() {
+        plain.push(("rate_limiter_config".to_owned(), Node::Map(limiter)));
+    }
+    plain
 }
 
 #[derive(Debug, Clone)]

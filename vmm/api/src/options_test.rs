@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config::{CpusConfig, DiskConfig, MemoryConfig, NetConfig, VsockConfig};
+use crate::workers::WorkerConfig;
 
 #[test]
 fn flags_and_json_give_the_same_configuration() {
@@ -30,6 +31,29 @@ fn sizes_ranges_pairs_and_quotes() {
     assert_eq!(cpus.affinity[1].host_cpus, [2, 3, 4, 7]);
     let disk: DiskConfig = from_str("path=\"/a,b=c\",direct=on").unwrap();
     assert_eq!(disk.path.to_str(), Some("/a,b=c"));
+}
+
+#[test]
+fn limits_and_workers_are_given_by_flags_as_in_json() {
+    let by_flag: DiskConfig = from_str(
+        "path=/a,worker=fast,bw_size=1M,bw_refill_time=100,ops_size=10,ops_refill_time=10,ops_one_time_burst=5",
+    )
+    .unwrap();
+    let by_json: DiskConfig = serde_json::from_str(
+        r#"{"path":"/a","worker":"fast","rate_limiter_config":{"bandwidth":{"size":1048576,"refill_time":100},
+            "ops":{"size":10,"refill_time":10,"one_time_burst":5}}}"#,
+    )
+    .unwrap();
+    assert_eq!(by_flag, by_json);
+    for (text, ns) in [("0", 0), ("32000", 32_000), ("inf", u64::MAX)] {
+        let option = format!("name=fast,poll-max-ns={text},affinity=[1-2]");
+        let worker: WorkerConfig = from_str(&option).unwrap();
+        assert_eq!((worker.poll_max_ns.0, &*worker.affinity), (ns, &[1, 2][..]));
+        let json = serde_json::to_string(&worker).unwrap();
+        assert_eq!(serde_json::from_str::<WorkerConfig>(&json).unwrap(), worker);
+    }
+    let error = from_str::<WorkerConfig>("name=a,poll-max-ns=often").unwrap_err();
+    assert!(error.to_string().contains("`often`"), "{error}");
 }
 
 #[test]

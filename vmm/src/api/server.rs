@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use crate::disks::{DiskError, DiskRequest};
 use crate::monitor::{Answer, Event, Request, RequestError, chain};
 use crate::sandbox::{Sandbox, ThreadKind};
+use crate::workers::{WorkerError, WorkerRequest};
 
 /// Bytes of a request's body.
 const MAX_BODY: usize = 1 << 20;
@@ -276,6 +277,9 @@ fn parse(operation: Operation, body: &[u8]) -> Result<Request, Refusal> {
         Operation::VmDiskCancel => Request::Disk(DiskRequest::Cancel(from_json(body)?)),
         Operation::VmDiskBitmapAdd => Request::Disk(DiskRequest::BitmapAdd(from_json(body)?)),
         Operation::VmDiskBitmapClear => Request::Disk(DiskRequest::BitmapClear(from_json(body)?)),
+        Operation::VmWorkers => Request::Worker(WorkerRequest::List),
+        Operation::VmMoveQueues => Request::Worker(WorkerRequest::MoveQueues(from_json(body)?)),
+        Operation::VmSetWorker => Request::Worker(WorkerRequest::Set(from_json(body)?)),
         Operation::VmDiskBitmapRemove => Request::Disk(DiskRequest::BitmapRemove(from_json(body)?)),
     })
 }
@@ -307,6 +311,11 @@ fn status(error: &RequestError) -> StatusCode {
         RequestError::State { .. } => StatusCode::METHOD_NOT_ALLOWED,
         RequestError::Config(_) => StatusCode::BAD_REQUEST,
         RequestError::Boot(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        RequestError::Worker(e) => match e {
+            WorkerError::NoWorker(..) | WorkerError::NoDevice(_) => StatusCode::NOT_FOUND,
+            WorkerError::NoQueue { .. } => StatusCode::BAD_REQUEST,
+            WorkerError::Start { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        },
         RequestError::Disk(e) => match e {
             DiskError::NoDisk(_) | DiskError::NoJob(_) | DiskError::NoBitmap { .. } => {
                 StatusCode::NOT_FOUND

@@ -52,6 +52,7 @@ const WORKER: &[c_long] = &[
     SYS_getcwd,
     SYS_getsockopt,
     SYS_io_uring_enter,
+    SYS_preadv2,
     SYS_pwrite64,
     SYS_pwritev,
     SYS_readv,

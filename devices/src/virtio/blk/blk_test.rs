@@ -12,7 +12,7 @@ use skerry_images::io::{FileOptions, Port, block_on};
 use super::*;
 use crate::memory::GuestRam;
 use crate::virtio::Notify;
-use crate::worker::Worker;
+use crate::worker::{PollSettings, Worker};
 
 const STATE: QueueState = QueueState {
     size: 16,
@@ -62,7 +62,7 @@ impl Bench {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         Bench {
             ram: GuestRam::new(memory),
-            worker: Worker::start("blk-test", || Ok(())).unwrap(),
+            worker: Worker::start("blk-test", PollSettings::events(), || Ok(())).unwrap(),
             kick: Arc::new(EventFd::new(0).unwrap()),
             driver: Arc::default(),
             device: Blk::new(Volume::new(stack, 0), "id", 1, 16),
@@ -79,6 +79,7 @@ impl Bench {
             kick: self.kick.clone(),
             notify: self.driver.clone(),
             worker: self.worker.handle(),
+            name: "blk".into(),
         };
         self.device.start_queue(0, start).unwrap();
     }

@@ -61,4 +61,12 @@ impl<T: Send> Source for Job<T> {
     }
 
     fn stopped(self: Box<Self>) {}
+
+    /// Whoever waits for the end learns by its closure's end that none will come.
+    fn lost(mut self: Box<Self>, _why: &str, in_flight: bool) {
+        self.ended = None;
+        if in_flight {
+            std::mem::forget(self);
+        }
+    }
 }

@@ -277,14 +277,17 @@ impl BlkQueue {
         let slot = &mut self.slots[tag as usize];
         let fd = types::Fd(slot.fd);
         let rest = &slot.iov[slot.first.min(slot.iov.len())..];
-        if matches!(slot.request, Request::Write { .. })
-            && slot.done == 0
-            && self.volume.memory_align() == 1
-            && !self.write_through
-        {
+        if slot.done == 0 && self.volume.memory_align() == 1 {
+            let quick = &mut self.quick;
             // SAFETY: the iovecs point into guest RAM, kept mapped by the slot's chain; the view
             // holds the file; without O_DIRECT no memory has to be aligned.
-            let result = unsafe { self.quick.write(slot.fd, rest, slot.host) };
+            let result = match slot.request {
+                Request::Read { .. } => unsafe { quick.read(slot.fd, rest, slot.host) },
+                Request::Write { .. } if !self.write_through => unsafe {
+                    quick.write(slot.fd, rest, slot.host)
+                },
+                _ => None,
+            };
             if let Some(result) = result {
                 return self.completed(queue, io, tag, result);
             }
@@ -454,6 +457,7 @@ impl BlkQueue {
             byte.write(&slot.chain, status as u8);
         }
         queue.push(slot.chain.head, written.saturating_add(1));
+        queue.expose();
         self.free.push(tag);
         self.volume.end();
     }
@@ -503,7 +507,7 @@ impl BlkQueue {
                 Ok(false) => {
                     self.volume.end();
                     self.free.push(tag);
-                    if !side.queue.enable_notification()? {
+                    if !side.rest()? {
                         break;
                     }
                 }
@@ -535,6 +539,11 @@ impl Serve for BlkQueue {
         }
         self.completed(&mut side.queue, io, tag, result);
         self.starved && !self.waits
+    }
+
+    /// What it lacks it is told of.
+    fn has_work(&self, side: &Side) -> bool {
+        !self.starved && side.queue.available() != Ok(0)
     }
 
     fn stop(&mut self, _side: &mut Side, io: &mut Io<'_>) {

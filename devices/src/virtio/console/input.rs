@@ -41,7 +41,7 @@ impl Serve for InputQueue {
         if self.readable {
             // A chain may have come between the look and the wish for a doorbell.
             let popped = side.queue.pop(&mut self.chain)?
-                || (side.queue.enable_notification()? && side.queue.pop(&mut self.chain)?);
+                || (side.rest()? && side.queue.pop(&mut self.chain)?);
             if !popped {
                 return Ok(());
             }

@@ -73,7 +73,7 @@ impl Serve for OutputQueue {
         let mut budget = side.queue.size();
         while !self.busy {
             if !side.queue.pop(&mut self.chain)? {
-                if side.queue.enable_notification()? {
+                if side.rest()? {
                     continue;
                 }
                 return Ok(());

@@ -238,6 +238,7 @@ impl VirtioDevice for Net {
                 tap,
                 counters,
                 room: FdWait::default(),
+                full: false,
             })?);
         }
         Ok(())

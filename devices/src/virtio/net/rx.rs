@@ -42,6 +42,8 @@ pub(super) struct RxQueue {
     /// A frame that did not fit, with its vnet header.
     held: Vec<u8>,
     frame: FdWait,
+    /// The tap gives nothing: only the driver's doorbell leads here again.
+    closed: bool,
 }
 
 // SAFETY: `iov` points into guest RAM, kept mapped by the chains, and into `spill`; it is rebuilt
@@ -62,6 +64,7 @@ impl RxQueue {
             spill: vec![0; LARGEST],
             held: Vec::new(),
             frame: FdWait::default(),
+            closed: false,
         }
     }
 
@@ -175,6 +178,7 @@ impl RxQueue {
 impl Serve for RxQueue {
     fn run(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError> {
         let mut budget = side.queue.size();
+        self.closed = false;
         side.queue.disable_notification();
         loop {
             let wanted = if self.held.is_empty() {
@@ -195,7 +199,7 @@ impl Serve for RxQueue {
                     continue;
                 }
                 // Until the driver adds buffers the host queues, and drops when its queue is full.
-                if side.queue.enable_notification()? {
+                if side.rest()? {
                     side.queue.disable_notification();
                     continue;
                 }
@@ -213,6 +217,8 @@ impl Serve for RxQueue {
             match self.receive() {
                 Ok(Some(n)) if self.fits(n as u64) => self.deliver(&mut side.queue, n),
                 Ok(Some(n)) => self.hold(n),
+                // It will look for a frame again.
+                Ok(None) if side.polled() => return Ok(()),
                 Ok(None) => {
                     self.frame.arm(io, TAP, self.tap.as_fd(), libc::POLLIN);
                     // Fewer buffers than the largest frame needs are enough to wait with, but
@@ -225,6 +231,7 @@ impl Serve for RxQueue {
                     // The interface is down, gone, or this queue of it is detached: look again when
                     // the driver does something.
                     log::debug!("tap: {e}");
+                    self.closed = true;
                     side.queue.enable_notification()?;
                     return Ok(());
                 }
@@ -235,6 +242,11 @@ impl Serve for RxQueue {
     fn complete(&mut self, _side: &mut Side, _io: &mut Io<'_>, _tag: u32, _result: i32) -> bool {
         self.frame.fired();
         true
+    }
+
+    /// Polling means asking the tap.
+    fn has_work(&self, side: &Side) -> bool {
+        !self.closed && (!self.ready.is_empty() || side.queue.available() != Ok(0))
     }
 
     fn stop(&mut self, side: &mut Side, io: &mut Io<'_>) {

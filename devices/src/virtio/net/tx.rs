@@ -16,6 +16,8 @@ pub(super) struct TxQueue {
     pub tap: Arc<Tap>,
     pub counters: Arc<NetCounters>,
     pub room: FdWait,
+    /// The host had no room: it says when it has.
+    pub full: bool,
 }
 
 impl TxQueue {
@@ -42,12 +44,14 @@ impl TxQueue {
 impl Serve for TxQueue {
     fn run(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError> {
         let mut budget = side.queue.size();
+        self.full = false;
         loop {
             side.queue.disable_notification();
             while side.queue.pop(&mut self.chain)? {
                 if !self.send() {
                     // The host has no room: look again when it has.
                     side.queue.undo_pop();
+                    self.full = true;
                     self.room.arm(io, TAP, self.tap.as_fd(), libc::POLLOUT);
                     return Ok(());
                 }
@@ -58,7 +62,7 @@ impl Serve for TxQueue {
                     return Ok(());
                 }
             }
-            if !side.queue.enable_notification()? {
+            if !side.rest()? {
                 return Ok(());
             }
         }
@@ -67,6 +71,10 @@ impl Serve for TxQueue {
     fn complete(&mut self, _side: &mut Side, _io: &mut Io<'_>, _tag: u32, _result: i32) -> bool {
         self.room.fired();
         true
+    }
+
+    fn has_work(&self, side: &Side) -> bool {
+        !self.full && side.queue.available() != Ok(0)
     }
 
     fn stop(&mut self, _side: &mut Side, io: &mut Io<'_>) {

@@ -15,7 +15,7 @@ use super::super::packet::{HEADER, Header, Op, STREAM};
 use super::super::*;
 use crate::memory::GuestRam;
 use crate::virtio::Notify;
-use crate::worker::Worker;
+use crate::worker::{PollSettings, Worker};
 
 pub const CID: u64 = 3;
 const SIZE: u16 = 128;
@@ -130,7 +130,7 @@ impl Guest {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
         Guest {
             device: Vsock::new(CID, &socket).unwrap(),
-            worker: Worker::start("t", || Ok(())).unwrap(),
+            worker: Worker::start("t", PollSettings::events(), || Ok(())).unwrap(),
             ram: GuestRam::new(memory),
             rings: [
                 Ring::new(0x10_0000, SIZE),
@@ -157,6 +157,7 @@ impl Guest {
                 kick: ring.kick.clone(),
                 notify: self.bell.clone(),
                 worker: self.worker.handle(),
+                name: "vsock".into(),
             };
             self.device.start_queue(index, start).unwrap();
         }

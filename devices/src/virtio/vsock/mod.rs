@@ -202,6 +202,10 @@ impl VirtioDevice for Vsock {
         })
     }
 
+    fn moves_whole(&self) -> bool {
+        true
+    }
+
     /// Connections stay, and go on when the queues are started again.
     fn stop_queue(&mut self, index: QueueIndex) -> Option<QueueState> {
         let place = usize::from(index);

@@ -1,5 +1,7 @@
 //! The device's queues on a worker: whose turn it is, how much of it, and what is waited for.
 
+use std::sync::Arc;
+
 use io_uring::{opcode, types};
 
 use super::packet::HEADER;
@@ -8,7 +10,7 @@ use super::switch::Switch;
 use crate::virtio::QueueStart;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::{Queue, QueueError};
-use crate::virtio::running::Return;
+use crate::virtio::running::{Return, abandon};
 use crate::worker::{FdWait, Io, KickWait, Source};
 
 /// Tags of the queues' doorbells are the queues' numbers.
@@ -86,7 +88,8 @@ pub(super) struct VsockSource {
     ticking: bool,
     broken: bool,
     stopping: bool,
-    home: Return<VsockSource>,
+    /// None when it was given up.
+    home: Option<Return<VsockSource>>,
 }
 
 /// Queues that were checked and can be attached.
@@ -130,7 +133,7 @@ impl VsockSource {
             ticking: false,
             broken: false,
             stopping: false,
-            home,
+            home: Some(home),
         }
     }
 
@@ -338,8 +341,20 @@ impl Source for VsockSource {
         }
     }
 
-    fn stopped(self: Box<Self>) {
-        let home = self.home.clone();
-        home.give(self);
+    fn stopped(mut self: Box<Self>) {
+        if let Some(home) = self.home.take() {
+            home.give(self);
+        }
+    }
+
+    fn lost(mut self: Box<Self>, why: &str, in_flight: bool) {
+        self.rx.start.notify.needs_reset(why);
+        if let Some(home) = self.home.take() {
+            abandon(self, home, in_flight);
+        }
+    }
+
+    fn name(&self) -> Option<Arc<str>> {
+        Some(self.rx.start.name.clone())
     }
 }

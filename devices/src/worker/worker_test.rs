@@ -1,0 +1,1 @@
+//! Tests of workers: sources made of counters, real threads, real rings.
