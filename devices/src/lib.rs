@@ -8,6 +8,7 @@
 pub mod bus;
 pub mod irq;
 pub mod legacy;
+pub mod limit;
 pub mod memory;
 pub mod pci;
 pub mod stream;

@@ -3,12 +3,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 use skerry_devices::irq::MsiSource;
 use skerry_devices::legacy::{
     AcpiEvents, AcpiRegisters, I8042, IoApic, IoApicPin, PvPanic, Rtc, Serial,
 };
+use skerry_devices::limit::{Limiter, Rate};
 use skerry_devices::memory::GuestRam;
 use skerry_devices::pci::{ConfigPorts, ECAM_BUS_SIZE, Ecam, PciRoot};
 use skerry_devices::stream::{Input, Output, OutputGuard};
@@ -22,6 +24,7 @@ use skerry_devices::virtio::vsock::Vsock;
 use skerry_devices::worker::WorkerHandle;
 use skerry_vmm_api::VmConfig;
 use skerry_vmm_api::config::ConsoleMode;
+use skerry_vmm_api::workers::RateLimiterConfig;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::layout;
@@ -141,9 +144,10 @@ impl Assembly {
             let id = disk.id.as_deref().unwrap_or_default();
             let serial = disk.serial.as_deref().unwrap_or(id);
             let volume = self.disks.open(disk)?;
+            let blk = Blk::new(volume, serial, disk.num_queues, disk.queue_size);
             self.add(
                 id,
-                Box::new(Blk::new(volume, serial, disk.num_queues, disk.queue_size)),
+                Box::new(blk.limited(limiter(disk.rate_limiter_config.as_ref()))),
                 workers.named(disk.worker.as_deref())?,
             )?;
         }
@@ -159,6 +163,8 @@ impl Assembly {
                 tso: net.offload_tso,
             };
             let device = Net::new(taps, mac, net.mtu, net.queue_size, offloads);
+            let device =
+                device.limited([(); 2].map(|()| limiter(net.rate_limiter_config.as_ref())));
             let worker = workers.named(net.worker.as_deref())?;
             self.add(
                 net.id.as_deref().unwrap_or_default(),
@@ -207,4 +213,16 @@ impl Assembly {
         self.board.add(slot, function);
         Ok(())
     }
+}
+
+fn limiter(config: Option<&RateLimiterConfig>) -> Option<Arc<Limiter>> {
+    let config = config?;
+    let rates = [config.bandwidth, config.ops].map(|bucket| {
+        bucket.map(|b| Rate {
+            size: b.size,
+            refill: Duration::from_millis(b.refill_time),
+            one_time_burst: b.one_time_burst.unwrap_or(0),
+        })
+    });
+    Limiter::new(rates[0], rates[1])
 }

@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use polling::PollCap;
+pub(crate) use polling::now;
 pub use ring::Io;
 pub use wait::{FdWait, KickWait, TimerWait};
 

@@ -13,6 +13,7 @@ use super::queue::QueueState;
 use super::running::Running;
 use super::served::Served;
 use super::{QueueIndex, QueueStart, StartError, VirtioDevice};
+use crate::limit::Limiter;
 pub use job::run_on;
 use skerry_images::chain::Volume;
 use source::{BlkCounters, BlkQueue};
@@ -45,6 +46,7 @@ pub struct Blk {
     queue_size: u16,
     running: Vec<Option<Running<Served<BlkQueue>>>>,
     counters: Vec<Arc<BlkCounters>>,
+    limiter: Option<Arc<Limiter>>,
 }
 
 impl Blk {
@@ -61,7 +63,13 @@ impl Blk {
             queue_sizes: vec![queue_size; queues.into()],
             running: (0..queues).map(|_| None).collect(),
             counters: (0..queues).map(|_| Arc::default()).collect(),
+            limiter: None,
         }
+    }
+
+    /// The same with limits, which its queues share.
+    pub fn limited(self, limiter: Option<Arc<Limiter>>) -> Blk {
+        Blk { limiter, ..self }
     }
 }
 
@@ -125,7 +133,7 @@ impl VirtioDevice for Blk {
             self.counters[usize::from(index)].clone(),
         );
         let write_through = !features::has(start.features, F_FLUSH);
-        let task = BlkQueue::new(volume, id, write_through, counters);
+        let task = BlkQueue::new(volume, id, write_through, counters, self.limiter.clone());
         let task = task.map_err(|source| StartError::Host {
             what: "cannot make an eventfd",
             source,

@@ -50,6 +50,16 @@ pub(super) enum Request {
     WriteZeroes,
 }
 
+impl Request {
+    /// Bytes that go over to the guest or come from it.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Request::Read { len, .. } | Request::Write { len, .. } => *len,
+            _ => 0,
+        }
+    }
+}
+
 const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;

@@ -15,6 +15,7 @@ use super::ID_LEN;
 use super::request::{Extent, Limits, Request, Status, parse};
 use super::ring::{RingTasks, Task};
 use super::slot::{MAX_BOUNCE, Slot};
+use crate::limit::{Limiter, Throttle};
 use crate::virtio::Counter;
 use crate::virtio::queue::{Queue, QueueError};
 use crate::virtio::served::{Serve, Side};
@@ -24,6 +25,8 @@ use crate::worker::Io;
 const LOGGED: u32 = 3;
 /// The task that waits for the volume's gate; requests' tasks have their slot's number.
 const GATE: u32 = u32::MAX;
+/// The tag of the wait for the rate limit; slots' numbers are smaller, tasks' operations larger.
+const LIMIT: u32 = 1 << 30;
 
 /// What one queue counted.
 #[derive(Default)]
@@ -51,6 +54,7 @@ pub(super) struct BlkQueue {
     free: Vec<u32>,
     tasks: RingTasks<ImageResult<()>>,
     quick: Quick,
+    throttle: Throttle,
     /// A place or memory for a bounce buffer was lacking, or the gate is closed: look again later.
     starved: bool,
     /// A task waits for the gate.
@@ -67,6 +71,7 @@ impl BlkQueue {
         id: [u8; ID_LEN],
         write_through: bool,
         counters: Arc<BlkCounters>,
+        limiter: Option<Arc<Limiter>>,
     ) -> std::io::Result<Self> {
         Ok(BlkQueue {
             view: volume.view(),
@@ -80,6 +85,7 @@ impl BlkQueue {
             free: Vec::new(),
             tasks: RingTasks::new()?,
             quick: Quick::default(),
+            throttle: Throttle::new(limiter),
             starved: false,
             waits: false,
             bounced: 0,
@@ -140,6 +146,9 @@ impl BlkQueue {
             Ok(request) => {
                 slot.request = request;
                 self.route(queue, io, tag);
+                if !self.starved {
+                    self.throttle.charge(request.bytes());
+                }
             }
             Err(status) => {
                 slot.request = Request::Flush;
@@ -486,6 +495,9 @@ impl BlkQueue {
         self.starved = false;
         while !self.starved {
             side.queue.disable_notification();
+            if !self.throttle.admits(io, LIMIT) {
+                break;
+            }
             let Some(tag) = self.take_slot(&side.queue) else {
                 // Full: completions look again.
                 self.starved = true;
@@ -534,6 +546,10 @@ impl Serve for BlkQueue {
     }
 
     fn complete(&mut self, side: &mut Side, io: &mut Io<'_>, tag: u32, result: i32) -> bool {
+        if tag == LIMIT {
+            self.throttle.fired();
+            return true;
+        }
         if self.tasks.complete(tag, result) {
             return self.run_tasks(side, io);
         }
@@ -543,10 +559,11 @@ impl Serve for BlkQueue {
 
     /// What it lacks it is told of.
     fn has_work(&self, side: &Side) -> bool {
-        !self.starved && side.queue.available() != Ok(0)
+        !self.starved && !self.throttle.is_closed() && side.queue.available() != Ok(0)
     }
 
     fn stop(&mut self, _side: &mut Side, io: &mut Io<'_>) {
+        self.throttle.cancel(io, LIMIT);
         self.tasks.stop(io);
     }
 }

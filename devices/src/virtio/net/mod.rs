@@ -15,6 +15,7 @@ use super::queue::QueueState;
 use super::running::Running;
 use super::served::Served;
 use super::{Counter, QueueIndex, QueueStart, StartError, VirtioDevice};
+use crate::limit::{Limiter, Throttle};
 use crate::worker::FdWait;
 pub use tap::{Offloads, Tap, TapError, VNET_HEADER};
 
@@ -62,6 +63,8 @@ pub struct Net {
     queue_sizes: Vec<u16>,
     config: [u8; 12],
     features: u64,
+    /// To the guest, and from it.
+    limiters: [Option<Arc<Limiter>>; 2],
 }
 
 /// A queue pair and its own queue of the tap.
@@ -124,9 +127,15 @@ impl Net {
             queue_sizes,
             config,
             features,
+            limiters: [None, None],
         };
         net.use_pairs(1);
         net
+    }
+
+    /// The same with limits to the guest and from it, which its pairs share.
+    pub fn limited(self, limiters: [Option<Arc<Limiter>>; 2]) -> Net {
+        Net { limiters, ..self }
     }
 
     /// Attaches the first `pairs` queues of the tap, and detaches the others.
@@ -225,20 +234,23 @@ impl VirtioDevice for Net {
                 u16::from_le_bytes([self.config[10], self.config[11]]),
             );
             let counters = pair.rx_counters.clone();
+            let throttle = Throttle::new(self.limiters[0].clone());
             pair.rx = Some(Served::start(start, |_| {
-                rx::RxQueue::new(tap, mergeable, max_frame, counters)
+                rx::RxQueue::new(tap, mergeable, max_frame, counters, throttle)
             })?);
         } else {
             if pair.tx.is_some() {
                 return Err(StartError::Index(index));
             }
             let counters = pair.tx_counters.clone();
+            let throttle = Throttle::new(self.limiters[1].clone());
             pair.tx = Some(Served::start(start, |queue| tx::TxQueue {
                 chain: queue.chain(),
                 tap,
                 counters,
                 room: FdWait::default(),
                 full: false,
+                throttle,
             })?);
         }
         Ok(())

@@ -12,12 +12,14 @@ use std::sync::Arc;
 use libc::iovec;
 
 use super::{NetCounters, Tap, VNET_HEADER};
+use crate::limit::Throttle;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::{Queue, QueueError};
 use crate::virtio::served::{Serve, Side};
 use crate::worker::{FdWait, Io};
 
 const TAP: u32 = 0;
+const LIMIT: u32 = 1;
 
 /// Bytes of the largest frame that a tap gives, with Ethernet header, VLAN tag and vnet header.
 const LARGEST: usize = 65536 + 14 + 4 + VNET_HEADER;
@@ -44,6 +46,7 @@ pub(super) struct RxQueue {
     frame: FdWait,
     /// The tap gives nothing: only the driver's doorbell leads here again.
     closed: bool,
+    throttle: Throttle,
 }
 
 // SAFETY: `iov` points into guest RAM, kept mapped by the chains, and into `spill`; it is rebuilt
@@ -51,7 +54,13 @@ pub(super) struct RxQueue {
 unsafe impl Send for RxQueue {}
 
 impl RxQueue {
-    pub fn new(tap: Arc<Tap>, mergeable: bool, max_frame: u64, counters: Arc<NetCounters>) -> Self {
+    pub fn new(
+        tap: Arc<Tap>,
+        mergeable: bool,
+        max_frame: u64,
+        counters: Arc<NetCounters>,
+        throttle: Throttle,
+    ) -> Self {
         RxQueue {
             tap,
             mergeable,
@@ -65,6 +74,7 @@ impl RxQueue {
             held: Vec::new(),
             frame: FdWait::default(),
             closed: false,
+            throttle,
         }
     }
 
@@ -168,6 +178,8 @@ impl RxQueue {
             queue.push(chain.head, n as u32);
             self.spare.push(chain);
         }
+        self.throttle.charge(len.saturating_sub(VNET_HEADER) as u64);
+        queue.expose();
         self.counters.frames.add(1);
         self.counters
             .bytes
@@ -214,6 +226,9 @@ impl Serve for RxQueue {
                 self.deliver_held(&mut side.queue);
                 continue;
             }
+            if !self.throttle.admits(io, LIMIT) {
+                return Ok(());
+            }
             match self.receive() {
                 Ok(Some(n)) if self.fits(n as u64) => self.deliver(&mut side.queue, n),
                 Ok(Some(n)) => self.hold(n),
@@ -239,18 +254,24 @@ impl Serve for RxQueue {
         }
     }
 
-    fn complete(&mut self, _side: &mut Side, _io: &mut Io<'_>, _tag: u32, _result: i32) -> bool {
-        self.frame.fired();
+    fn complete(&mut self, _side: &mut Side, _io: &mut Io<'_>, tag: u32, _result: i32) -> bool {
+        match tag {
+            LIMIT => self.throttle.fired(),
+            _ => self.frame.fired(),
+        }
         true
     }
 
     /// Polling means asking the tap.
     fn has_work(&self, side: &Side) -> bool {
-        !self.closed && (!self.ready.is_empty() || side.queue.available() != Ok(0))
+        !self.closed
+            && !self.throttle.is_closed()
+            && (!self.ready.is_empty() || side.queue.available() != Ok(0))
     }
 
     fn stop(&mut self, side: &mut Side, io: &mut Io<'_>) {
         self.frame.cancel(io, TAP);
+        self.throttle.cancel(io, LIMIT);
         // Chains that wait for a frame go back to where they came from.
         for _ in self.ready.drain(..) {
             side.queue.undo_pop();

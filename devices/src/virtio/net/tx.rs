@@ -4,12 +4,14 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::{NetCounters, Tap, VNET_HEADER};
+use crate::limit::Throttle;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::QueueError;
 use crate::virtio::served::{Serve, Side};
 use crate::worker::{FdWait, Io};
 
 const TAP: u32 = 0;
+const LIMIT: u32 = 1;
 
 pub(super) struct TxQueue {
     pub chain: Chain,
@@ -18,6 +20,7 @@ pub(super) struct TxQueue {
     pub room: FdWait,
     /// The host had no room: it says when it has.
     pub full: bool,
+    pub throttle: Throttle,
 }
 
 impl TxQueue {
@@ -47,7 +50,14 @@ impl Serve for TxQueue {
         self.full = false;
         loop {
             side.queue.disable_notification();
-            while side.queue.pop(&mut self.chain)? {
+            loop {
+                if !self.throttle.admits(io, LIMIT) {
+                    return Ok(());
+                }
+                if !side.queue.pop(&mut self.chain)? {
+                    break;
+                }
+                let bytes = self.chain.readable_len().saturating_sub(VNET_HEADER as u64);
                 if !self.send() {
                     // The host has no room: look again when it has.
                     side.queue.undo_pop();
@@ -55,7 +65,9 @@ impl Serve for TxQueue {
                     self.room.arm(io, TAP, self.tap.as_fd(), libc::POLLOUT);
                     return Ok(());
                 }
+                self.throttle.charge(bytes);
                 side.queue.push(self.chain.head, 0);
+                side.queue.expose();
                 budget -= 1;
                 if budget == 0 {
                     side.yield_turn();
@@ -68,16 +80,20 @@ impl Serve for TxQueue {
         }
     }
 
-    fn complete(&mut self, _side: &mut Side, _io: &mut Io<'_>, _tag: u32, _result: i32) -> bool {
-        self.room.fired();
+    fn complete(&mut self, _side: &mut Side, _io: &mut Io<'_>, tag: u32, _result: i32) -> bool {
+        match tag {
+            LIMIT => self.throttle.fired(),
+            _ => self.room.fired(),
+        }
         true
     }
 
     fn has_work(&self, side: &Side) -> bool {
-        !self.full && side.queue.available() != Ok(0)
+        !self.full && !self.throttle.is_closed() && side.queue.available() != Ok(0)
     }
 
     fn stop(&mut self, _side: &mut Side, io: &mut Io<'_>) {
         self.room.cancel(io, TAP);
+        self.throttle.cancel(io, LIMIT);
     }
 }
