@@ -101,6 +101,9 @@ struct Mailbox {
     poll_max: AtomicU64,
     cap: Arc<PollCap>,
     stats: Stats,
+    /// The ring's descriptor, for tests that break it.
+    #[cfg(test)]
+    ring: std::sync::atomic::AtomicI32,
 }
 
 /// What a worker counted, in its own thread.
@@ -252,6 +255,8 @@ impl Worker {
             poll_max: AtomicU64::new(polling.max_ns),
             cap: polling.cap,
             stats: Stats::default(),
+            #[cfg(test)]
+            ring: std::sync::atomic::AtomicI32::new(-1),
         });
         let (prepared, thread) = spawn(name, mailbox.clone(), prepare)?;
         Ok(Worker {
@@ -307,6 +312,8 @@ fn spawn(
             let ring = ring::Ring::new().and_then(|ring| prepare().map(|()| ring));
             match ring {
                 Ok(ring) => {
+                    #[cfg(test)]
+                    inbox.ring.store(ring.fd(), Ordering::Release);
                     let _ = ready.send(Ok(()));
                     turn::run(ring, &inbox);
                 }

@@ -66,6 +66,13 @@ impl Ring {
         Ok(Ring(ring))
     }
 
+    /// Its descriptor.
+    #[cfg(test)]
+    pub fn fd(&self) -> i32 {
+        use std::os::fd::AsRawFd;
+        self.0.as_raw_fd()
+    }
+
     pub fn io<'a>(&'a mut self, slot: u32, on: &'a mut Account) -> Io<'a> {
         Io {
             ring: self,
