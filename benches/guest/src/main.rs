@@ -12,6 +12,7 @@ mod acpi;
 mod apic;
 mod boot;
 mod clock;
+mod histogram;
 mod interrupts;
 mod line;
 mod machine;

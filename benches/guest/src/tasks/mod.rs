@@ -11,6 +11,7 @@
 //! | `bus` | `pci` |
 //! | `disk` | `blk-info`, `blk-verify`, `blk-read-verify`, `blk-sum`, `blk-indirect`, `blk-poll`, `blk-discard`, `blk-zeroes`, `blk-ro`, `blk-oob`, `reset-dev`, `msix-mask` |
 //! | `churn` | `blk-churn[:i[:seed]]` |
+//! | `load` | `blk-load[:i]` |
 //! | `network` | `net-info`, `net-ping` (also `net-arp`), `net-respond` |
 //! | `sockets` | `vsock-connect:port`, `vsock-listen:port[:n]` |
 //! | `streams` | `rng`, `console-write:text`, `console-echo` |
@@ -24,6 +25,7 @@ mod disk;
 mod frame;
 mod fuzz_queue;
 mod fuzz_registers;
+mod load;
 mod network;
 pub mod platform;
 mod sockets;
@@ -37,7 +39,7 @@ use crate::line::{Line, Outcome};
 use crate::machine::Machine;
 use crate::say;
 
-const ARGUMENTS: usize = 8;
+const ARGUMENTS: usize = 16;
 const WORD_BYTES: usize = 256;
 
 /// A task's arguments: `name[:argument…]`. Positional ones come first; `key=value` ones may stand anywhere.
@@ -108,6 +110,7 @@ const TASKS: &[(&str, Task)] = &[
     ("blk-discard", disk::discard),
     ("blk-indirect", disk::indirect),
     ("blk-info", disk::info),
+    ("blk-load", load::load),
     ("blk-oob", disk::out_of_bounds),
     ("blk-poll", disk::poll),
     ("blk-read-verify", disk::read_verify),
