@@ -2,9 +2,17 @@
 
 mod bare;
 mod boot;
+mod chart;
+mod check;
+mod command;
+mod cpu;
 mod disk;
+mod engine;
+mod machine;
 mod memory;
 mod peer;
+mod report;
+mod running;
 mod size;
 mod stats;
 mod tap;
@@ -25,8 +33,10 @@ enum Command {
     Bare(bare::BareArguments),
     /// Measure the time from process start to the payload's first byte on the serial port
     Boot(boot::BootArguments),
-    /// Measure small requests on disk images, beside `qemu-img bench`
+    /// Measure small requests from a guest to its disk
     Disk(disk::DiskArguments),
+    /// Measure small requests on disk images without a guest, beside `qemu-img bench`
+    Engine(engine::EngineArguments),
     /// Measure the monitor's memory beyond the guest's, with a disk and a network device
     Memory(memory::MemoryArguments),
 }
@@ -36,6 +46,7 @@ fn main() -> Result<()> {
         Command::Bare(arguments) => bare::run(&arguments),
         Command::Boot(arguments) => boot::run(&arguments),
         Command::Disk(arguments) => disk::run(&arguments),
+        Command::Engine(arguments) => engine::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),
     }
 }

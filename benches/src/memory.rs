@@ -5,8 +5,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::peer::{MachineSpec, Peer, PeerArguments, Running};
-use crate::stats::{Samples, report};
+use crate::command::{DiskSpec, MachineSpec, command};
+use crate::peer::{Contestant, Peer, PeerArguments};
+use crate::report::{Better, Report, ReportArguments};
+use crate::running::Running;
+use crate::stats::Samples;
 use crate::tap::{self, Tap};
 
 const DISK_BYTES: u64 = 64 << 20;
@@ -17,6 +20,8 @@ const DONE: &[u8] = b"skerry-payload: done ok=2 fail=0";
 pub struct MemoryArguments {
     #[command(flatten)]
     peers: PeerArguments,
+    #[command(flatten)]
+    report: ReportArguments,
     /// Starts of each program, taken in turns
     #[arg(long, default_value_t = 3)]
     runs: usize,
@@ -26,8 +31,10 @@ pub struct MemoryArguments {
 pub fn run(arguments: &MemoryArguments) -> Result<()> {
     let peers = arguments.peers.monitors()?;
     if peers.is_empty() {
-        bail!("no monitor to measure: pass --vmm PATH or --peer NAME=PATH");
+        bail!("no monitor to measure: pass --vmm PATH or --peer NAME");
     }
+    let peers: Vec<_> = peers.iter().map(Peer::plain).collect();
+    let mut report = Report::new(&arguments.report, arguments.peers.host()?);
     tap::enter_namespace()?;
     let mut samples: Vec<_> = peers.iter().map(|peer| Samples::new(peer.name())).collect();
     for _ in 0..arguments.runs {
@@ -36,29 +43,27 @@ pub fn run(arguments: &MemoryArguments) -> Result<()> {
             samples.add(bytes as f64 / f64::from(1 << 20));
         }
     }
-    report(
-        "memory beyond the guest's",
-        "MiB of PSS",
-        &samples,
-        arguments.peers.json,
-    )
+    let title = "memory beyond the guest's";
+    report.add(title, "MiB of PSS", Better::Lower, &samples, Vec::new());
+    report.finish()
 }
 
-fn measure(peer: &Peer, arguments: &PeerArguments) -> Result<u64> {
+fn measure(peer: &Contestant, arguments: &PeerArguments) -> Result<u64> {
     let directory = tempfile::tempdir().context("temporary directory")?;
     let disk = directory.path().join("disk.raw");
     std::fs::File::create(&disk)
         .and_then(|file| file.set_len(DISK_BYTES))
         .with_context(|| disk.display().to_string())?;
     let tap = Tap::new()?;
+    let kernel = arguments.kernel()?;
     let machine = MachineSpec {
-        kernel: &arguments.kernel,
+        kernel: &kernel,
         cmdline: "run=blk-info,net-info off=spin",
         memory: arguments.memory,
-        disk: Some(&disk),
+        disk: Some(DiskSpec::raw(&disk)),
         tap: Some(tap::NAME),
     };
-    let mut running = Running::start(&mut peer.command(&machine, directory.path())?)?;
+    let mut running = Running::start(&mut command(peer, &machine, directory.path())?)?;
     running.wait_for(DONE)?;
     let smaps = format!("/proc/{}/smaps", running.pid());
     let text = std::fs::read_to_string(&smaps).context(smaps)?;

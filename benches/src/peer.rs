@@ -1,326 +1,262 @@
-//! The programs that are compared, and how each is told to run the same machine with its serial port on stdout.
+//! The programs that are compared, and the ways in which each is run.
 
-use std::fs::File;
-use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::str::FromStr;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use serde_json::json;
 
+use crate::machine::Host;
 use crate::size::Size;
-
-/// What the payload says first.
-const HELLO: &[u8] = b"skerry-payload: hello";
-/// How long a program may say nothing.
-const SILENCE: Duration = Duration::from_secs(10);
-const EXIT_POLL: Duration = Duration::from_millis(1);
 
 /// The programs to compare, from the command line.
 #[derive(Args)]
 pub struct PeerArguments {
-    /// PVH ELF of the payload
+    /// PVH ELF of the payload [default: `skerry-payload` beside this program]
     #[arg(long)]
-    pub kernel: PathBuf,
+    kernel: Option<PathBuf>,
     /// Skerry's monitor [default: `skerry-vmm` beside this program]
     #[arg(long, value_name = "PATH")]
     vmm: Option<PathBuf>,
-    /// Another monitor to compare with: firecracker=PATH or cloud-hypervisor=PATH
-    #[arg(long = "peer", value_name = "NAME=PATH")]
+    /// Another monitor to compare with: qemu, qemu=PATH, firecracker=PATH or cloud-hypervisor=PATH
+    #[arg(long = "peer", value_name = "NAME[=PATH]")]
     peers: Vec<Peer>,
     /// Guest memory
     #[arg(long, default_value = "128M")]
     pub memory: Size,
-    /// Print the results as JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 impl PeerArguments {
     /// Skerry, if it is there, and the peers that were named.
     pub fn monitors(&self) -> Result<Vec<Peer>> {
         let mut peers = Vec::new();
-        let beside = std::env::current_exe()
-            .context("own path")?
-            .with_file_name("skerry-vmm");
         match &self.vmm {
-            Some(path) => peers.push(Peer {
-                kind: Kind::Skerry,
-                path: path.clone(),
-            }),
-            None if beside.exists() => peers.push(Peer {
-                kind: Kind::Skerry,
-                path: beside,
-            }),
-            None => {
-                eprintln!("no skerry-vmm beside this program and no --vmm: measuring without it")
-            }
+            Some(path) => peers.push(Peer::new(Kind::Skerry, path)),
+            None => match beside("skerry-vmm")? {
+                path if path.exists() => peers.push(Peer::new(Kind::Skerry, &path)),
+                _ => {
+                    eprintln!(
+                        "no skerry-vmm beside this program and no --vmm: measuring without it"
+                    )
+                }
+            },
         }
         peers.extend(self.peers.iter().cloned());
         for peer in &peers {
             if !peer.path.is_file() {
-                bail!("{}: {} is not a program", peer.name(), peer.path.display());
+                bail!(
+                    "{}: {} is not a program",
+                    peer.kind.name(),
+                    peer.path.display()
+                );
             }
         }
         Ok(peers)
     }
+
+    /// The payload.
+    pub fn kernel(&self) -> Result<PathBuf> {
+        let path = match &self.kernel {
+            Some(path) => path.clone(),
+            None => beside("skerry-payload")?,
+        };
+        if !path.is_file() {
+            bail!(
+                "{} is not the payload: build it with `cargo build --release -p skerry-payload`, or give --kernel",
+                path.display()
+            );
+        }
+        Ok(path)
+    }
+
+    /// Where these programs run.
+    pub fn host(&self) -> Result<Host> {
+        let monitors = self.monitors()?;
+        Ok(Host::here(
+            monitors.iter().map(|p| (p.kind.name(), p.path.as_path())),
+        ))
+    }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+fn beside(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe().context("own path")?;
+    Ok(own.with_file_name(name))
+}
+
+/// Which program it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// This program's own `bare` command.
     Bare,
+    /// Ours.
     Skerry,
+    /// QEMU, with KVM.
+    Qemu,
+    /// Firecracker.
     Firecracker,
+    /// Cloud Hypervisor.
     CloudHypervisor,
 }
 
+impl Kind {
+    /// Its name in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Bare => "bare",
+            Kind::Skerry => "skerry",
+            Kind::Qemu => "qemu",
+            Kind::Firecracker => "firecracker",
+            Kind::CloudHypervisor => "cloud-hypervisor",
+        }
+    }
+
+    /// The ways in which it does I/O that are measured.
+    fn ways(self) -> &'static [Way] {
+        match self {
+            Kind::Bare => &[],
+            Kind::Skerry => &[Way::Polled, Way::Adaptive, Way::Events],
+            Kind::Qemu => &[Way::Polled, Way::Events],
+            Kind::Firecracker => &[Way::Sync, Way::Async],
+            Kind::CloudHypervisor => &[Way::Plain],
+        }
+    }
+}
+
+/// How a monitor does I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// As it does by itself.
+    Plain,
+    /// It waits for doorbells only.
+    Events,
+    /// It polls as long as work usually comes.
+    Adaptive,
+    /// It polls: ours without end, QEMU's I/O thread for up to a millisecond.
+    Polled,
+    /// Firecracker's I/O by plain calls.
+    Sync,
+    /// Firecracker's I/O by io_uring.
+    Async,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Way::Plain => "",
+            Way::Events => " events",
+            Way::Adaptive => " adaptive",
+            Way::Polled => " polled",
+            Way::Sync => " sync",
+            Way::Async => " async",
+        }
+    }
+}
+
 /// A program that can run the payload.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Peer {
-    kind: Kind,
-    path: PathBuf,
+    pub(crate) kind: Kind,
+    pub(crate) path: PathBuf,
+}
+
+impl Peer {
+    fn new(kind: Kind, path: &Path) -> Peer {
+        let path = path.to_owned();
+        Peer { kind, path }
+    }
+
+    /// The floor: this program's own `bare` command.
+    pub fn bare() -> Result<Contestant> {
+        let own = std::env::current_exe().context("own path")?;
+        Ok(Peer::new(Kind::Bare, &own).plain())
+    }
+
+    /// It, as it is by itself.
+    pub fn plain(&self) -> Contestant {
+        Contestant {
+            peer: self.clone(),
+            way: Way::Plain,
+        }
+    }
+
+    /// It, in each way of doing I/O.
+    pub fn ways(&self) -> Vec<Contestant> {
+        let way = |way: &Way| Contestant {
+            peer: self.clone(),
+            way: *way,
+        };
+        self.kind.ways().iter().map(way).collect()
+    }
+}
+
+/// A program in one of its ways.
+#[derive(Clone, Debug)]
+pub struct Contestant {
+    pub(crate) peer: Peer,
+    /// How it does I/O.
+    pub way: Way,
+}
+
+impl Contestant {
+    /// Its name in results.
+    pub fn name(&self) -> String {
+        format!("{}{}", self.peer.kind.name(), self.way.name())
+    }
+
+    /// Which program it is.
+    pub fn kind(&self) -> Kind {
+        self.peer.kind
+    }
 }
 
 impl FromStr for Peer {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, path) = text
-            .split_once('=')
-            .ok_or_else(|| format!("`{text}` is not NAME=PATH"))?;
+        let (name, path) = match text.split_once('=') {
+            Some((name, path)) => (name, Some(PathBuf::from(path))),
+            None => (text, None),
+        };
         let kind = match name {
+            "qemu" => Kind::Qemu,
             "firecracker" => Kind::Firecracker,
             "cloud-hypervisor" => Kind::CloudHypervisor,
             _ => {
                 return Err(format!(
-                    "`{name}` is neither firecracker nor cloud-hypervisor"
+                    "`{name}` is none of qemu, firecracker and cloud-hypervisor"
                 ));
             }
         };
-        Ok(Self {
-            kind,
-            path: path.into(),
-        })
+        let program = match kind {
+            Kind::Qemu => "qemu-system-x86_64",
+            kind => kind.name(),
+        };
+        let path = path
+            .or_else(|| in_path(program))
+            .ok_or_else(|| format!("{program} is not in PATH: give {name}=PATH"))?;
+        Ok(Self { kind, path })
     }
 }
 
-/// The machine that every peer gets: one vCPU and this.
-pub struct MachineSpec<'a> {
-    pub kernel: &'a Path,
-    pub cmdline: &'a str,
-    pub memory: Size,
-    pub disk: Option<&'a Path>,
-    pub tap: Option<&'a str>,
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let mut found = std::env::split_paths(&path).map(|folder| folder.join(program));
+    found.find(|file| file.is_file())
 }
 
-impl Peer {
-    /// The floor: this program's own `bare` command.
-    pub fn bare() -> Result<Self> {
-        Ok(Self {
-            kind: Kind::Bare,
-            path: std::env::current_exe().context("own path")?,
-        })
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Its name in results.
-    pub fn name(&self) -> &'static str {
-        match self.kind {
-            Kind::Bare => "bare",
-            Kind::Skerry => "skerry",
-            Kind::Firecracker => "firecracker",
-            Kind::CloudHypervisor => "cloud-hypervisor",
-        }
-    }
-
-    /// The command that runs a machine. `directory` takes a configuration file, if the peer wants one.
-    pub fn command(&self, machine: &MachineSpec, directory: &Path) -> Result<Command> {
-        let mut command = Command::new(&self.path);
-        let memory = machine.memory.bytes();
-        match self.kind {
-            Kind::Bare => {
-                command.arg("bare").arg("--kernel").arg(machine.kernel);
-                command.arg("--memory").arg(memory.to_string());
-                command.args(["--cmdline", machine.cmdline]);
-            }
-            Kind::Firecracker => {
-                let path = directory.join("firecracker.json");
-                let text = serde_json::to_vec_pretty(&firecracker_configuration(machine))?;
-                std::fs::write(&path, text).with_context(|| path.display().to_string())?;
-                command.arg("--no-api").arg("--config-file").arg(path);
-            }
-            Kind::Skerry | Kind::CloudHypervisor => {
-                if self.kind == Kind::Skerry {
-                    command.arg("--no-probe");
-                }
-                command.arg("--kernel").arg(machine.kernel);
-                command.args(["--cmdline", machine.cmdline, "--cpus", "boot=1"]);
-                command
-                    .arg("--memory")
-                    .arg(format!("size={}M", memory >> 20));
-                command.args(["--serial", "tty", "--console", "off"]);
-                if let Some(disk) = machine.disk {
-                    command
-                        .arg("--disk")
-                        .arg(format!("path={},image_type=raw", disk.display()));
-                }
-                if let Some(tap) = machine.tap {
-                    command.arg("--net").arg(format!("tap={tap}"));
-                }
-            }
-        }
-        Ok(command)
-    }
-}
-
-fn firecracker_configuration(machine: &MachineSpec) -> serde_json::Value {
-    let drives = machine.disk.map(|disk| {
-        json!({
-            "drive_id": "disk", "path_on_host": disk, "is_root_device": false, "is_read_only": false,
-        })
-    });
-    let interfaces = machine
-        .tap
-        .map(|tap| json!({ "iface_id": "net", "host_dev_name": tap }));
-    json!({
-        "boot-source": { "kernel_image_path": machine.kernel, "boot_args": machine.cmdline },
-        "machine-config": { "vcpu_count": 1, "mem_size_mib": machine.memory.bytes() >> 20 },
-        "drives": drives.into_iter().collect::<Vec<_>>(),
-        "network-interfaces": interfaces.into_iter().collect::<Vec<_>>(),
-    })
-}
-
-/// A peer that is running, and what it has printed. It ends with this value.
-pub struct Running {
-    child: Child,
-    stdout: ChildStdout,
-    /// Each piece of output with its time.
-    output: Vec<(Duration, Vec<u8>)>,
-    /// What it says on stderr, for when it fails.
-    errors: File,
-    started: Instant,
-}
-
-impl Running {
-    /// Starts a command; its clock starts just before that.
-    pub fn start(command: &mut Command) -> Result<Self> {
-        let errors = tempfile::tempfile().context("temporary file")?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        command.stderr(errors.try_clone().context("temporary file")?);
-        let started = Instant::now();
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("{} cannot be started", command.get_program().display()))?;
-        let stdout = child.stdout.take().context("no stdout")?;
-        Ok(Self {
-            child,
-            stdout,
-            output: Vec::new(),
-            errors,
-            started,
-        })
-    }
-
-    /// Reads one more piece of output; false at its end, or when none comes.
-    fn read(&mut self) -> Result<bool> {
-        let mut buffer = [0; 4096];
-        let patience = Timespec::try_from(SILENCE).context("patience")?;
-        if poll(
-            &mut [PollFd::new(&self.stdout, PollFlags::IN)],
-            Some(&patience),
-        )
-        .context("poll")?
-            == 0
-        {
-            return Ok(false);
-        }
-        let length = self
-            .stdout
-            .read(&mut buffer)
-            .context("reading the output")?;
-        self.output
-            .push((self.started.elapsed(), buffer[..length].to_vec()));
-        Ok(length > 0)
-    }
-
-    fn text(&self) -> Vec<u8> {
-        self.output
-            .iter()
-            .flat_map(|(_, piece)| piece)
-            .copied()
-            .collect()
-    }
-
-    /// Reads until `marker` was printed. Gives the time when its first byte arrived: a monitor may print lines
-    /// of its own before.
-    pub fn wait_for(&mut self, marker: &[u8]) -> Result<Duration> {
-        loop {
-            let text = self.text();
-            if let Some(at) = text.windows(marker.len()).position(|bytes| bytes == marker) {
-                let mut end = 0;
-                for (time, piece) in &self.output {
-                    end += piece.len();
-                    if end > at {
-                        return Ok(*time);
-                    }
-                }
-            }
-            if !self.read()? {
-                return Err(self.silence(marker));
-            }
-        }
-    }
-
-    fn silence(&mut self, marker: &[u8]) -> anyhow::Error {
-        let mut errors = Vec::new();
-        // Without it the message says less, no more.
-        let _ = self
-            .errors
-            .rewind()
-            .and_then(|()| self.errors.read_to_end(&mut errors));
-        anyhow!(
-            "ended or went silent without `{}`; printed:\n{}{}",
-            String::from_utf8_lossy(marker),
-            String::from_utf8_lossy(&self.text()),
-            String::from_utf8_lossy(&errors)
-        )
-    }
-
-    /// Reads until the payload has said hello. Gives the time of its first byte.
-    pub fn wait_for_hello(&mut self) -> Result<Duration> {
-        self.wait_for(HELLO)
-    }
-
-    /// The process.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Gives the program some time to end by itself, then ends it.
-    pub fn stop(mut self, patience: Duration) -> Result<()> {
-        let deadline = Instant::now() + patience;
-        while self
-            .child
-            .try_wait()
-            .context("waiting for the monitor")?
-            .is_none()
-        {
-            if Instant::now() > deadline {
-                break;
-            }
-            std::thread::sleep(EXIT_POLL);
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+    #[test]
+    fn peers_are_named_with_their_paths() {
+        let peer: Peer = "firecracker=/opt/fc".parse().unwrap();
+        assert_eq!(
+            (peer.kind, peer.path.to_str()),
+            (Kind::Firecracker, Some("/opt/fc"))
+        );
+        assert!("xen=/x".parse::<Peer>().unwrap_err().contains("none of"));
+        let names: Vec<_> = peer.ways().iter().map(Contestant::name).collect();
+        assert_eq!(names, ["firecracker sync", "firecracker async"]);
     }
 }

@@ -1,30 +1,44 @@
-//! Samples of each program, and how they are printed: side by side, as ratios to the first.
+//! Samples of each contestant, and what is said of them: median, spread, and the ratio to the first.
 
-use anyhow::Result;
-use serde::Serialize;
+use std::collections::BTreeMap;
 
-/// What was measured of one program.
+use serde::{Deserialize, Serialize};
+
+/// What was measured of one contestant.
 pub struct Samples {
-    name: &'static str,
+    name: String,
     values: Vec<f64>,
+    /// What was measured beside it, by name.
+    beside: BTreeMap<String, Vec<f64>>,
 }
 
-#[derive(Serialize)]
-struct Row {
-    name: &'static str,
-    runs: usize,
-    min: f64,
-    median: f64,
-    p95: f64,
-    ratio: f64,
+/// A line of a table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The contestant.
+    pub name: String,
+    /// Times it was measured.
+    pub runs: usize,
+    /// The smallest.
+    pub min: f64,
+    /// The median.
+    pub median: f64,
+    /// The value that 95 of 100 do not exceed.
+    pub p95: f64,
+    /// Its median as a multiple of the first line's.
+    pub ratio: f64,
+    /// Medians of what was measured beside it.
+    #[serde(default)]
+    pub beside: BTreeMap<String, f64>,
 }
 
 impl Samples {
     /// None yet.
-    pub fn new(name: &'static str) -> Self {
+    pub fn new(name: impl Into<String>) -> Self {
         Self {
-            name,
+            name: name.into(),
             values: Vec::new(),
+            beside: BTreeMap::new(),
         }
     }
 
@@ -38,62 +52,43 @@ impl Samples {
         self.values.push(value);
     }
 
-    /// The value below which a share of the samples lies (nearest rank); NaN without samples.
-    fn quantile(&self, share: f64) -> f64 {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        let rank = (share * sorted.len() as f64).ceil() as usize;
-        sorted
-            .get(rank.saturating_sub(1))
-            .copied()
-            .unwrap_or(f64::NAN)
+    /// One more of what is measured beside it.
+    pub fn add_beside(&mut self, name: &str, value: f64) {
+        self.beside.entry(name.to_owned()).or_default().push(value);
     }
 
-    fn median(&self) -> f64 {
-        self.quantile(0.5)
+    /// The median.
+    pub fn median(&self) -> f64 {
+        quantile(&self.values, 0.5)
     }
 
-    fn row(&self, baseline: f64) -> Row {
+    /// The line for it, in a table whose first line's median is `baseline`.
+    pub fn row(&self, baseline: f64) -> Row {
         Row {
-            name: self.name,
+            name: self.name.clone(),
             runs: self.values.len(),
-            min: self.quantile(0.0),
+            min: quantile(&self.values, 0.0),
             median: self.median(),
-            p95: self.quantile(0.95),
+            p95: quantile(&self.values, 0.95),
             ratio: self.median() / baseline,
+            beside: self
+                .beside
+                .iter()
+                .map(|(name, values)| (name.clone(), quantile(values, 0.5)))
+                .collect(),
         }
     }
 }
 
-/// Prints the samples of a benchmark; ratios are of medians, to the first program's.
-pub fn report(benchmark: &str, unit: &str, samples: &[Samples], as_json: bool) -> Result<()> {
-    let baseline = samples.first().map_or(f64::NAN, Samples::median);
-    let rows: Vec<_> = samples
-        .iter()
-        .map(|samples| samples.row(baseline))
-        .collect();
-    if as_json {
-        let document = serde_json::json!({ "benchmark": benchmark, "unit": unit, "results": rows });
-        println!("{document:#}");
-        return Ok(());
-    }
-    println!("{benchmark} ({unit})");
-    println!(
-        "{:<20}{:>6}{:>10}{:>10}{:>10}{:>8}",
-        "", "runs", "min", "median", "p95", "ratio"
-    );
-    for Row {
-        name,
-        runs,
-        min,
-        median,
-        p95,
-        ratio,
-    } in rows
-    {
-        println!("{name:<20}{runs:>6}{min:>10.2}{median:>10.2}{p95:>10.2}{ratio:>8.2}");
-    }
-    Ok(())
+/// The value below which a share of the samples lies (nearest rank); NaN without samples.
+fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted
+        .get(rank.saturating_sub(1))
+        .copied()
+        .unwrap_or(f64::NAN)
 }
 
 #[cfg(test)]
@@ -102,17 +97,17 @@ mod tests {
 
     fn samples(values: &[f64]) -> Samples {
         Samples {
-            name: "test",
             values: values.to_vec(),
+            ..Samples::new("test")
         }
     }
 
     #[test]
     fn quantiles_are_samples_by_rank() {
-        let samples = samples(&[5.0, 1.0, 4.0, 2.0, 3.0]);
-        assert_eq!(samples.quantile(0.0), 1.0);
-        assert_eq!(samples.median(), 3.0);
-        assert_eq!(samples.quantile(0.95), 5.0);
+        let values = [5.0, 1.0, 4.0, 2.0, 3.0];
+        assert_eq!(quantile(&values, 0.0), 1.0);
+        assert_eq!(samples(&values).median(), 3.0);
+        assert_eq!(quantile(&values, 0.95), 5.0);
     }
 
     #[test]
@@ -122,6 +117,11 @@ mod tests {
 
     #[test]
     fn ratio_is_to_the_baseline() {
-        assert_eq!(samples(&[6.0]).row(2.0).ratio, 3.0);
+        let mut samples = samples(&[6.0]);
+        samples.add_beside("cpu", 3.0);
+        samples.add_beside("cpu", 5.0);
+        samples.add_beside("cpu", 4.0);
+        let row = samples.row(2.0);
+        assert_eq!((row.ratio, row.beside["cpu"]), (3.0, 4.0));
     }
 }

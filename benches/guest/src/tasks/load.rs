@@ -19,11 +19,27 @@ const SLOTS: usize = 256;
 /// What is asked for.
 struct Load {
     operation: Operation,
-    random: bool,
+    order: Order,
     bytes: u64,
     depth: u64,
     /// Places that requests begin at.
     places: u64,
+}
+
+/// Which place follows another.
+#[derive(Clone, Copy)]
+enum Order {
+    Random,
+    /// So many further, modulo their number: 1 is in order; another odd number visits each once where
+    /// their number is a power of two.
+    Stride(u64),
+}
+
+/// When a run is over.
+#[derive(Clone, Copy)]
+enum Until {
+    Milliseconds(u64),
+    Requests(u64),
 }
 
 /// Requests under way, and where the next one goes.
@@ -39,14 +55,14 @@ struct Lane<'a> {
 impl Lane<'_> {
     #[inline]
     fn submit(&mut self, queue: &mut BlkQueue, buffer: u8, time: u64) -> Outcome {
-        let place = match self.load.random {
-            true => ((u128::from(self.choice.next()) * u128::from(self.load.places)) >> 64) as u64,
-            false => {
-                self.next = if self.next + 1 < self.load.places {
-                    self.next + 1
-                } else {
-                    0
-                };
+        let places = self.load.places;
+        let place = match self.load.order {
+            Order::Random => ((u128::from(self.choice.next()) * u128::from(places)) >> 64) as u64,
+            Order::Stride(stride) => {
+                self.next += stride;
+                if self.next >= places {
+                    self.next -= places;
+                }
                 self.next
             }
         };
@@ -62,14 +78,19 @@ impl Lane<'_> {
     }
 }
 
-/// `blk-load[:i]`, `op=read|write`, `order=random|seq`, `bytes=4096`, `depth=1`, `ms=1000`, `warm=100`,
-/// `first=0`, `limit=…`: keeps `depth` requests in flight for so long, and says how many were answered and
-/// how long they took. `# load: begin` and `# load: end` are printed around what is counted.
+/// `blk-load[:i]`, `op=read|write`, `order=random|seq|stride`, `bytes=4096`, `depth=1`, `ms=1000`,
+/// `warm=100`, `limit=…`: keeps `depth` requests in flight for so long, and says how many were answered and
+/// how long they took. `# load: begin` and `# load: end` are printed around what is counted; with `idle=ms`
+/// the disk is then left alone for so long, between `# idle: begin` and `# idle: end`.
+///
+/// `count=…` with `order=stride` counts requests and not time, twice over the same places, and without
+/// warming up: `first_us` and `again_us` are what both took.
 pub fn load(machine: &mut Machine, arguments: &Arguments, report: &mut Line) -> Outcome {
     let number = |key, otherwise| Ok(arguments.number_of(key)?.unwrap_or(otherwise));
     let index = arguments.number(0)?.unwrap_or(0) as usize;
     let bytes = number("bytes", 4096)?;
     let (ms, warm) = (number("ms", 1000)?, number("warm", 100)?);
+    let (requests, idle) = (number("count", 0)?, number("idle", 0)?);
     let mut blk = Blk::open(machine, index, 0)?;
     let limit = number("limit", u64::MAX)?.min(blk.info.bytes());
     if bytes == 0 || !bytes.is_multiple_of(SECTOR) || bytes > limit {
@@ -80,7 +101,11 @@ pub fn load(machine: &mut Machine, arguments: &Arguments, report: &mut Line) -> 
             Some("write") => Operation::WRITE,
             _ => Operation::READ,
         },
-        random: arguments.value("order") != Some("seq"),
+        order: match arguments.value("order") {
+            Some("seq") => Order::Stride(1),
+            Some("stride") => Order::Stride(stride_of(limit / bytes)),
+            _ => Order::Random,
+        },
         bytes,
         depth: number("depth", 1)?.clamp(1, DEPTH_MAX),
         places: limit / bytes,
@@ -104,16 +129,51 @@ pub fn load(machine: &mut Machine, arguments: &Arguments, report: &mut Line) -> 
     }
     queue.queue.publish();
     let mut histogram = Histogram::new();
-    run(machine, queue, &mut lane, warm, &mut histogram)?;
+    if requests > 0 {
+        for name in ["first_us", "again_us"] {
+            let started = now();
+            run(
+                machine,
+                queue,
+                &mut lane,
+                Until::Requests(requests),
+                &mut histogram,
+            )?;
+            put(
+                report,
+                format_args!("{name}={}", clock.us_since(started).max(1)),
+            );
+            lane.next = 0;
+        }
+        return drain(machine, queue);
+    }
+    run(
+        machine,
+        queue,
+        &mut lane,
+        Until::Milliseconds(warm),
+        &mut histogram,
+    )?;
     say!("# load: begin");
     let interrupts = queue.queue.interrupts();
     histogram = Histogram::new();
     let started = now();
-    let count = run(machine, queue, &mut lane, ms, &mut histogram)?;
+    let count = run(
+        machine,
+        queue,
+        &mut lane,
+        Until::Milliseconds(ms),
+        &mut histogram,
+    )?;
     let us = clock.us_since(started).max(1);
     say!("# load: end");
     let interrupts = queue.queue.interrupts() - interrupts;
     drain(machine, queue)?;
+    if idle > 0 {
+        say!("# idle: begin");
+        clock.sleep_ms(idle);
+        say!("# idle: end");
+    }
     let ns = |share| histogram.permille(share) * 1_000_000 / clock.khz();
     put(report, format_args!("ops={count} us={us}"));
     put(report, format_args!("rate={}", count * 1_000_000 / us));
@@ -125,15 +185,24 @@ pub fn load(machine: &mut Machine, arguments: &Arguments, report: &mut Line) -> 
     Ok(())
 }
 
-/// Keeps the lane full for `ms` milliseconds; how many requests were answered.
+/// The golden ratio of the places, made odd: far from its multiples, and coprime to a power of two.
+fn stride_of(places: u64) -> u64 {
+    const GOLDEN: u128 = 0x9e37_79b9_7f4a_7c15;
+    ((GOLDEN * u128::from(places)) >> 64) as u64 | 1
+}
+
+/// Keeps the lane full; how many requests were answered.
 fn run(
     machine: &Machine,
     queue: &mut BlkQueue,
     lane: &mut Lane,
-    ms: u64,
+    until: Until,
     histogram: &mut Histogram,
 ) -> Outcome<u64> {
-    let end = now() + ms * machine.clock.khz();
+    let (end, most) = match until {
+        Until::Milliseconds(ms) => (now() + ms * machine.clock.khz(), u64::MAX),
+        Until::Requests(count) => (u64::MAX, count),
+    };
     let mut count = 0;
     loop {
         let time = now();
@@ -152,7 +221,7 @@ fn run(
             let deadline = machine.clock.deadline_ms(PATIENCE_MS);
             queue.queue.wait(deadline)?;
         }
-        if time >= end {
+        if time >= end || count >= most {
             return Ok(count);
         }
     }

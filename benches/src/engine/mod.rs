@@ -1,4 +1,4 @@
-//! `skerry-bench disk`: small random requests on images, by the engine that the monitor uses, beside
+//! `skerry-bench engine`: small random requests on images, by the engine that the monitor uses, beside
 //! `qemu-img bench` on the same files.
 
 mod load;
@@ -12,12 +12,14 @@ use skerry_images::chain::{Format, LayerSpec, Stack};
 use skerry_images::io::{Buffer, FileOptions, ImageFile, Port, block_on};
 use skerry_images::qcow2::{CreateOptions, DEFAULT_CACHE, create};
 
-use crate::stats::{Samples, report};
+use crate::machine::Host;
+use crate::report::{Better, Report, ReportArguments};
+use crate::stats::Samples;
 use load::{Load, Open};
 
-/// `skerry-bench disk`.
+/// `skerry-bench engine`.
 #[derive(Args)]
-pub struct DiskArguments {
+pub struct EngineArguments {
     /// Where the images are made; on a file system like that of real ones
     #[arg(long, default_value = ".")]
     directory: PathBuf,
@@ -30,9 +32,8 @@ pub struct DiskArguments {
     /// Bytes of the images, in MiB
     #[arg(long, default_value_t = 256)]
     size: u64,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    report: ReportArguments,
     /// Leave `qemu-img bench` out
     #[arg(long)]
     no_qemu: bool,
@@ -42,9 +43,13 @@ pub struct DiskArguments {
 const BLOCK: u64 = 4096;
 
 /// Measures and prints.
-pub fn run(arguments: &DiskArguments) -> Result<()> {
+pub fn run(arguments: &EngineArguments) -> Result<()> {
     let folder = tempfile::tempdir_in(&arguments.directory).context("a folder for images")?;
     let size = arguments.size << 20;
+    let mut report = Report::new(
+        &arguments.report,
+        Host::here([("qemu-img", Path::new("qemu-img"))]),
+    );
     let path = |name: &str| folder.path().join(name);
     let (raw, image) = (path("plain.raw"), path("image.qcow2"));
     ImageFile::create(&raw)?;
@@ -83,16 +88,17 @@ pub fn run(arguments: &DiskArguments) -> Result<()> {
             }
             samples.retain(|s| !s.is_empty());
             let verb = if write { "writes" } else { "reads" };
-            let name = format!("disk: {verb} of 4 KiB, depth {depth}");
-            report(&name, "1000 a second", &samples, arguments.json)?;
+            let name = format!("engine: {verb} of 4 KiB, depth {depth}");
+            report.add(&name, "1000 a second", Better::Higher, &samples, Vec::new());
         }
     }
-    first_writes(arguments, folder.path())?;
-    overlays(arguments, folder.path())
+    first_writes(arguments, folder.path(), &mut report)?;
+    overlays(arguments, folder.path(), &mut report)?;
+    report.finish()
 }
 
 /// First writes into an overlay of a 64 GiB image, beside writes where it has something already.
-fn first_writes(arguments: &DiskArguments, folder: &Path) -> Result<()> {
+fn first_writes(arguments: &EngineArguments, folder: &Path, report: &mut Report) -> Result<()> {
     const SIZE: u64 = 64 << 30;
     // So much of it is written to: what one disk's caches hold the tables of.
     const SPAN: u64 = 2 << 30;
@@ -129,14 +135,14 @@ fn first_writes(arguments: &DiskArguments, folder: &Path) -> Result<()> {
             std::fs::remove_file(&top)?;
             std::fs::remove_file(&hole)?;
         }
-        let name = format!("disk: writes of 4 KiB into an overlay of 64 GiB, depth {depth}");
-        report(&name, "us a request", &samples, arguments.json)?;
+        let name = format!("engine: writes of 4 KiB into an overlay of 64 GiB, depth {depth}");
+        report.add(&name, "us a request", Better::Lower, &samples, Vec::new());
     }
     Ok(())
 }
 
 /// The time that making an overlay takes, by the size of what is below.
-fn overlays(arguments: &DiskArguments, folder: &Path) -> Result<()> {
+fn overlays(arguments: &EngineArguments, folder: &Path, report: &mut Report) -> Result<()> {
     let names = ["64 MiB", "64 GiB", "1 TiB"];
     let sizes = [64u64 << 20, 64 << 30, 1 << 40];
     let mut samples: Vec<Samples> = names.into_iter().map(Samples::new).collect();
@@ -152,7 +158,14 @@ fn overlays(arguments: &DiskArguments, folder: &Path) -> Result<()> {
             std::fs::remove_file(&path)?;
         }
     }
-    report("disk: making an overlay", "ms", &samples, arguments.json)
+    report.add(
+        "engine: making an overlay",
+        "ms",
+        Better::Lower,
+        &samples,
+        Vec::new(),
+    );
+    Ok(())
 }
 
 fn overlay(size: u64, base: &Path) -> CreateOptions {

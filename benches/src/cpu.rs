@@ -1,0 +1,81 @@
+//! What a process's threads have used of the processors, virtual CPUs apart.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// Nanoseconds that threads ran, up to a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Threads that run the guest.
+    pub vcpus: u64,
+    /// All others.
+    pub others: u64,
+}
+
+impl Used {
+    /// What process `pid` has used until now.
+    pub fn by(pid: u32) -> Result<Used> {
+        let tasks = format!("/proc/{pid}/task");
+        let mut used = Used::default();
+        for entry in std::fs::read_dir(&tasks).with_context(|| tasks.clone())? {
+            let path = entry.with_context(|| tasks.clone())?.path();
+            // A thread that ended in between is no longer there.
+            if let Some((name, ns)) = thread(&path) {
+                match is_vcpu(&name) {
+                    true => used.vcpus += ns,
+                    false => used.others += ns,
+                }
+            }
+        }
+        Ok(used)
+    }
+
+    /// What was used since an earlier look.
+    pub fn since(self, earlier: Used) -> Used {
+        Used {
+            vcpus: self.vcpus.saturating_sub(earlier.vcpus),
+            others: self.others.saturating_sub(earlier.others),
+        }
+    }
+}
+
+fn thread(path: &Path) -> Option<(String, u64)> {
+    let name = std::fs::read_to_string(path.join("comm")).ok()?;
+    let times = std::fs::read_to_string(path.join("schedstat")).ok()?;
+    let ns = times.split_ascii_whitespace().next()?.parse().ok()?;
+    Some((name.trim().to_owned(), ns))
+}
+
+/// As the monitors call them: ours and Cloud Hypervisor's `vcpu0`, Firecracker's `fc_vcpu 0`, QEMU's
+/// `CPU 0/KVM`.
+fn is_vcpu(name: &str) -> bool {
+    name.contains("vcpu") || name.starts_with("CPU ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn virtual_cpus_are_known_by_name() {
+        assert!(["vcpu0", "fc_vcpu 0", "CPU 0/KVM"].into_iter().all(is_vcpu));
+        assert!(
+            !["io", "IO io0", "qemu-system-x86", "iou-wrk-12", "vmm"]
+                .into_iter()
+                .any(is_vcpu)
+        );
+    }
+
+    #[test]
+    fn this_process_uses_time() {
+        let before = Used::by(std::process::id()).unwrap();
+        let mut n = 0u64;
+        let begun = std::time::Instant::now();
+        while begun.elapsed().as_millis() < 30 {
+            n = std::hint::black_box(n + 1);
+        }
+        let used = Used::by(std::process::id()).unwrap().since(before);
+        assert!(used.others > 10_000_000, "{used:?}");
+    }
+}

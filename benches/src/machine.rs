@@ -1,0 +1,120 @@
+//! Where a run took place: the machine, its kernel, its KVM, and the versions of the programs.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+/// The host of a run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    /// The processor's name.
+    pub cpu: String,
+    /// Processors.
+    pub cpus: usize,
+    /// MiB of memory.
+    pub memory_mib: u64,
+    /// The kernel's release.
+    pub kernel: String,
+    /// What is behind /dev/kvm: `hardware (kvm_intel)`, `software (kvm_pvm)`, ….
+    pub kvm: String,
+    /// What the programs say of their versions.
+    pub programs: BTreeMap<String, String>,
+}
+
+impl Host {
+    /// This host, with these programs.
+    pub fn here<'a>(programs: impl IntoIterator<Item = (&'a str, &'a Path)>) -> Host {
+        let cpuinfo = read("/proc/cpuinfo");
+        let meminfo = read("/proc/meminfo");
+        let kib = field(&meminfo, "MemTotal")
+            .split(' ')
+            .next()
+            .and_then(|n| n.parse().ok());
+        let versions = programs.into_iter();
+        Host {
+            cpu: field(&cpuinfo, "model name").to_owned(),
+            cpus: std::thread::available_parallelism().map_or(0, usize::from),
+            memory_mib: kib.unwrap_or(0u64) / 1024,
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            kvm: kvm(&cpuinfo),
+            programs: versions
+                .map(|(name, path)| (name.to_owned(), version(path)))
+                .collect(),
+        }
+    }
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// The value of the first `name : value`.
+fn field<'a>(text: &'a str, name: &str) -> &'a str {
+    let mut pairs = text.lines().filter_map(|line| line.split_once(':'));
+    let found = pairs.find(|(key, _)| key.trim() == name);
+    found.map_or("unknown", |(_, value)| value.trim())
+}
+
+fn kvm(cpuinfo: &str) -> String {
+    let loaded = |module: &str| Path::new("/sys/module").join(module).is_dir();
+    for module in ["kvm_intel", "kvm_amd"] {
+        if loaded(module) {
+            let nested = field(cpuinfo, "flags")
+                .split(' ')
+                .any(|flag| flag == "hypervisor");
+            let nested = if nested { ", in a virtual machine" } else { "" };
+            return format!("hardware ({module}{nested})");
+        }
+    }
+    match loaded("kvm_pvm") {
+        true => "software (kvm_pvm)".to_owned(),
+        false => "unknown".to_owned(),
+    }
+}
+
+fn version(program: &Path) -> String {
+    let output = Command::new(program).arg("--version").output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
+    let line = text
+        .unwrap_or_default()
+        .lines()
+        .next()
+        .unwrap_or("unknown")
+        .to_owned();
+    line
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "host: {} x {}, {} MiB, Linux {}, KVM: {}",
+            self.cpus, self.cpu, self.memory_mib, self.kernel, self.kvm
+        )?;
+        for (name, version) in &self.programs {
+            writeln!(f, "{name}: {version}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_by_name() {
+        let text = "processor\t: 0\nmodel name\t: A CPU @ 3 GHz\nmodel name\t: another\n";
+        assert_eq!(field(text, "model name"), "A CPU @ 3 GHz");
+        assert_eq!(field(text, "flags"), "unknown");
+    }
+
+    #[test]
+    fn this_host_has_a_kernel_and_processors() {
+        let host = Host::here([]);
+        assert!(host.cpus > 0 && !host.kernel.is_empty() && host.memory_mib > 0);
+    }
+}
