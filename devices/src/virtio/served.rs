@@ -24,6 +24,9 @@ pub(super) trait Serve: Send + Sized + 'static {
         side.queue.available() != Ok(0)
     }
 
+    /// The worker broke down: whatever is in flight, nobody will hear of it.
+    fn lost(&mut self) {}
+
     /// Cancels what waits without an end, and gives back chains that nothing happens to.
     fn stop(&mut self, _side: &mut Side, _io: &mut Io<'_>) {}
 }
@@ -205,6 +208,7 @@ impl<T: Serve> Source for Served<T> {
     }
 
     fn lost(mut self: Box<Self>, why: &str, in_flight: bool) {
+        self.task.lost();
         self.side.start.notify.needs_reset(why);
         if let Some(home) = self.home.take() {
             abandon(self, home, in_flight);

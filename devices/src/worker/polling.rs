@@ -73,6 +73,33 @@ impl Budget {
     }
 }
 
+/// How long a worker that waits to be told stays awake for it: about what falling asleep and being woken
+/// costs. Whoever is told again within that time loses nothing by it, and gains the wake-up.
+const LINGER: u64 = 6_000;
+/// After so many times in vain it is not tried any more until something came soon again.
+const TRUST: u32 = 4;
+
+/// Whether a worker stays awake for a moment before it sleeps.
+#[derive(Debug, Default)]
+pub(super) struct Linger {
+    trust: u32,
+}
+
+impl Linger {
+    /// How many nanoseconds to stay awake; 0: sleep at once.
+    pub fn time(&self) -> u64 {
+        if self.trust > 0 { LINGER } else { 0 }
+    }
+
+    /// It took so long until something came, awake or asleep.
+    pub fn learn(&mut self, waited: u64) {
+        self.trust = match waited <= 2 * LINGER {
+            true => TRUST,
+            false => self.trust.saturating_sub(1),
+        };
+    }
+}
+
 /// What all workers of a process together may spend on polling in vain: a share of one CPU.
 ///
 /// Spending moves a moment into the future, by as much as earning it takes; a moment that is too far

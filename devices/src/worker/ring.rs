@@ -113,6 +113,12 @@ impl Ring {
         settled(entered).unwrap_or(Ok(()))
     }
 
+    /// Whether something has completed, or would as soon as the kernel is asked.
+    pub fn is_ready(&mut self) -> bool {
+        let flagged = self.0.submission().taskrun();
+        flagged || !self.0.completion().is_empty()
+    }
+
     pub fn take_completions(&mut self, batch: &mut Vec<Completion>) {
         batch.extend(self.0.completion().map(|cqe| {
             let slot = (cqe.user_data() >> 32) as u32;

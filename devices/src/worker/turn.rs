@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::polling::{Budget, FOREVER, now};
+use super::polling::{Budget, FOREVER, Linger, now};
 use super::ring::{Account, Completion, ENTRIES, MAIL, Ring};
 use super::{Command, KICK, KickWait, Mailbox, Source, SourceId, SourceReport};
 
-/// Time that was polled in vain is paid for in pieces of at least so many nanoseconds.
-const PIECE: u64 = 5_000;
+/// The clock is read in one of so many turns: it costs as much as a look into a queue.
+const PASSES: u32 = 16;
 
 /// An attached source and what the worker knows of it.
 struct Attached {
@@ -36,7 +36,11 @@ struct Turns<'a> {
     batch: Vec<Completion>,
     /// How many sources are polled.
     polled: u32,
-    /// When the last piece of polling began that brought nothing so far.
+    linger: Linger,
+    /// Turns with polled sources, and how many of them had work since the clock was read last.
+    passes: u32,
+    worked: u32,
+    /// When the clock was read last.
     idle_since: u64,
 }
 
@@ -56,6 +60,9 @@ pub(super) fn run(ring: Ring, inbox: &Mailbox) {
         sources: Vec::new(),
         batch: Vec::with_capacity(ENTRIES as usize * 2),
         polled: 0,
+        linger: Linger::default(),
+        passes: 0,
+        worked: 0,
         idle_since: now(),
     };
     turns.ring.wait_for_mail(&mut turns.wake, &inbox.wake);
@@ -77,9 +84,7 @@ impl Turns<'_> {
         let again = self.sources.iter().flatten().any(|a| a.account.again);
         let mail = self.inbox.mail.load(Ordering::Acquire);
         if self.polled == 0 && !again && !mail {
-            add(&self.inbox.stats.sleeps, 1);
-            self.ring.submit_and_wait().map_err(End::Broken)?;
-            self.idle_since = now();
+            self.wait().map_err(End::Broken)?;
         } else {
             self.ring.attend().map_err(End::Broken)?;
         }
@@ -93,6 +98,34 @@ impl Turns<'_> {
         if self.polled > 0 {
             self.spend(worked);
         }
+        Ok(())
+    }
+
+    /// Waits until something has completed: awake for a moment, if that has paid lately, then asleep.
+    fn wait(&mut self) -> std::io::Result<()> {
+        self.ring.attend()?;
+        let begun = now();
+        let awake = match self.inbox.cap.allows(begun) {
+            true => self.linger.time(),
+            false => 0,
+        };
+        let mut time = begun;
+        while !self.ring.is_ready() {
+            if time - begun >= awake {
+                add(&self.inbox.stats.sleeps, 1);
+                self.ring.submit_and_wait()?;
+                break;
+            }
+            std::hint::spin_loop();
+            time = now();
+        }
+        if time > begun {
+            add(&self.inbox.stats.polled_ns, time - begun);
+            self.inbox.cap.spend(time - begun, time);
+        }
+        self.ring.attend()?;
+        self.idle_since = now();
+        self.linger.learn(self.idle_since.saturating_sub(begun));
         Ok(())
     }
 
@@ -176,25 +209,29 @@ impl Turns<'_> {
         }
     }
 
-    /// Looks at the time: sources that had work go on being polled, those that had none for too long do
-    /// not, and what was in vain is paid for.
+    /// Now and then looks at the time: sources that had work go on being polled, those that had none for
+    /// too long do not, and what was in vain is paid for.
     fn spend(&mut self, worked: bool) {
-        let time = now();
-        let mut may_go_on = true;
+        self.passes += 1;
         if worked {
-            self.idle_since = time;
+            self.worked += 1;
         } else {
             std::hint::spin_loop();
-            let piece = time.saturating_sub(self.idle_since);
-            if piece >= PIECE {
-                self.idle_since = time;
-                add(&self.inbox.stats.polled_ns, piece);
-                may_go_on = self.inbox.cap.spend(piece, time);
-                if !may_go_on {
-                    add(&self.inbox.stats.capped, 1);
-                }
+        }
+        if self.passes < PASSES {
+            return;
+        }
+        let time = now();
+        let piece = time.saturating_sub(std::mem::replace(&mut self.idle_since, time));
+        let mut may_go_on = true;
+        if self.worked == 0 {
+            add(&self.inbox.stats.polled_ns, piece);
+            may_go_on = self.inbox.cap.spend(piece, time);
+            if !may_go_on {
+                add(&self.inbox.stats.capped, 1);
             }
         }
+        (self.passes, self.worked) = (0, 0);
         for (slot, place) in self.sources.iter_mut().enumerate() {
             let Some(attached) = place else { continue };
             if !attached.polled {

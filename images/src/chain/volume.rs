@@ -296,6 +296,12 @@ impl Volume {
         false
     }
 
+    /// Whether the gate is closed: whoever has begun begins nothing more, and ends soon.
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     /// Ends a request.
     #[inline]
     pub fn end(&self) {

@@ -59,6 +59,12 @@ pub(super) struct BlkQueue {
     starved: bool,
     /// A task waits for the gate.
     waits: bool,
+    /// The volume knows of requests from here.
+    entered: bool,
+    /// It goes on knowing when none is under way.
+    keep: bool,
+    /// Requests under way.
+    under_way: u32,
     /// Bytes of bounce buffers in flight.
     bounced: u64,
     /// Failures that were logged.
@@ -88,6 +94,9 @@ impl BlkQueue {
             throttle: Throttle::new(limiter),
             starved: false,
             waits: false,
+            entered: false,
+            keep: false,
+            under_way: 0,
             bounced: 0,
             failures: 0,
         })
@@ -106,8 +115,17 @@ impl BlkQueue {
     }
 
     /// Begins a request on the volume, or waits for its gate.
+    ///
+    /// All requests of the queue together are one for the volume: counting there costs a locked
+    /// instruction, which waits until everything that was written for the driver has left the
+    /// processor's store buffer.
     fn enter(&mut self) -> bool {
-        if self.volume.begin() {
+        if self.entered && self.volume.is_closed() {
+            self.keep = false;
+            self.leave();
+        } else if self.entered || self.volume.begin() {
+            self.entered = true;
+            self.under_way += 1;
             self.volume.refresh(&mut self.view, &mut self.generation);
             return true;
         }
@@ -123,11 +141,24 @@ impl BlkQueue {
         false
     }
 
+    /// A request has ended, or never began.
+    fn exit(&mut self) {
+        self.under_way -= 1;
+        self.leave();
+    }
+
+    /// Lets the volume know that no request is under way, unless the next one is expected soon.
+    fn leave(&mut self) {
+        if self.under_way == 0 && !self.keep && std::mem::take(&mut self.entered) {
+            self.volume.end();
+        }
+    }
+
     fn begin(&mut self, queue: &mut Queue, io: &mut Io<'_>, tag: u32) -> Result<(), QueueError> {
         let slot = &mut self.slots[tag as usize];
         slot.status = slot.chain.take_back();
         if slot.status.is_none() {
-            self.volume.end();
+            self.exit();
             return Err(QueueError::NoStatus);
         }
         slot.done = 0;
@@ -209,7 +240,7 @@ impl BlkQueue {
                     Err(None) => {
                         // Nothing was popped after it, so it goes back as it was.
                         self.let_go(tag, false);
-                        self.volume.end();
+                        self.exit();
                         queue.undo_pop();
                         self.free.push(tag);
                         self.starved = true;
@@ -468,7 +499,7 @@ impl BlkQueue {
         queue.push(slot.chain.head, written.saturating_add(1));
         queue.expose();
         self.free.push(tag);
-        self.volume.end();
+        self.exit();
     }
 
     /// Runs tasks, and answers those that ended. True if the queue is to be looked at again.
@@ -517,14 +548,14 @@ impl BlkQueue {
             match side.queue.pop(&mut self.slots[tag as usize].chain) {
                 Ok(true) => self.begin(&mut side.queue, io, tag)?,
                 Ok(false) => {
-                    self.volume.end();
+                    self.exit();
                     self.free.push(tag);
                     if !side.rest()? {
                         break;
                     }
                 }
                 Err(e) => {
-                    self.volume.end();
+                    self.exit();
                     self.free.push(tag);
                     return Err(e);
                 }
@@ -536,7 +567,10 @@ impl BlkQueue {
 
 impl Serve for BlkQueue {
     fn run(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError> {
+        self.keep = true;
         let taken = self.take(side, io);
+        self.keep = side.polled() && taken.is_ok() && !self.waits;
+        self.leave();
         // Also when the driver broke the queue: what was begun ends.
         if self.run_tasks(side, io) {
             // Tasks that ended at once left room.
@@ -557,12 +591,22 @@ impl Serve for BlkQueue {
         self.starved && !self.waits
     }
 
+    fn lost(&mut self) {
+        if std::mem::take(&mut self.entered) {
+            self.volume.end();
+        }
+    }
+
     /// What it lacks it is told of.
     fn has_work(&self, side: &Side) -> bool {
-        !self.starved && !self.throttle.is_closed() && side.queue.available() != Ok(0)
+        let closing = self.entered && self.volume.is_closed();
+        let wanted = !self.starved && !self.throttle.is_closed();
+        closing || wanted && side.queue.available() != Ok(0)
     }
 
     fn stop(&mut self, _side: &mut Side, io: &mut Io<'_>) {
+        self.keep = false;
+        self.leave();
         self.throttle.cancel(io, LIMIT);
         self.tasks.stop(io);
     }
