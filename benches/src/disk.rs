@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::command::{DiskSpec, MachineSpec, command, unable};
 use crate::cpu::Used;
+use crate::machine::tsc_khz;
 use crate::peer::{Contestant, Kind, PeerArguments, Way};
 use crate::report::{Better, Report, ReportArguments};
 use crate::running::Running;
@@ -75,6 +76,7 @@ pub fn run(arguments: &DiskArguments) -> Result<()> {
     let mut report = Report::new(&arguments.report, arguments.peers.host()?);
     let kernel = arguments.peers.kernel()?;
     let bench = Bench {
+        tsc_khz: tsc_khz(),
         arguments,
         kernel: &kernel,
         contestants: &contestants,
@@ -90,6 +92,7 @@ pub fn run(arguments: &DiskArguments) -> Result<()> {
 }
 
 struct Bench<'a> {
+    tsc_khz: u64,
     arguments: &'a DiskArguments,
     kernel: &'a Path,
     contestants: &'a [Contestant],
@@ -98,9 +101,10 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn start(&self, who: &Contestant, cmdline: &str, disk: DiskSpec) -> Result<Running> {
         let directory = tempfile::tempdir().context("temporary directory")?;
+        let cmdline = format!("{cmdline} tsc-khz={}", self.tsc_khz);
         let machine = MachineSpec {
             kernel: self.kernel,
-            cmdline,
+            cmdline: &cmdline,
             memory: self.arguments.peers.memory,
             disk: Some(disk),
             tap: None,

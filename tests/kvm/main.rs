@@ -16,3 +16,4 @@ mod qcow2;
 mod refusals;
 mod streams;
 mod vsock;
+mod workers;

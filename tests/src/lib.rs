@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod disk;
+pub mod inject;
 pub mod linux;
 pub mod tap;
 pub mod vmm;

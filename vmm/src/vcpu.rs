@@ -151,6 +151,8 @@ impl Vcpu {
         events: Arc<dyn CpuEvents>,
         prepare: impl FnOnce() -> io::Result<()> + Send + 'static,
     ) -> io::Result<Vcpu> {
+        // Before there is a thread that could be kicked: without it a kick ends the process.
+        install_handler();
         let control = Arc::new(Control {
             inner: Mutex::new((Wish::Pause, State::Running)),
             changed: Condvar::new(),

@@ -28,10 +28,13 @@ pub fn now() -> u64 {
 }
 
 impl Clock {
-    /// The frequency by CPUID (leaves 0x15 and the hypervisors' 0x4000_0010), else 2.5 GHz.
-    pub fn new() -> Self {
+    /// The frequency that was told (`tsc-khz=` on the command line), or by CPUID (leaves 0x15 and the
+    /// hypervisors' 0x4000_0010), else 2.5 GHz: a software KVM shows neither.
+    pub fn new(told: Option<u64>) -> Self {
         Self {
-            khz: by_tsc_leaf()
+            khz: told
+                .filter(|khz| *khz > 0)
+                .or_else(by_tsc_leaf)
                 .or_else(by_hypervisor_leaf)
                 .unwrap_or(FALLBACK_KHZ),
         }

@@ -43,6 +43,7 @@ impl Machine {
     pub fn new(start_info: u64) -> Outcome<Self> {
         let start = Start::read(start_info)?;
         let memory = Memory::new(&start)?;
+        let told = start.word("tsc-khz").and_then(|khz| khz.parse().ok());
         let options = Options {
             poll: start.word("wait") == Some("poll"),
             event_idx: start.word("event-idx") != Some("off"),
@@ -50,7 +51,7 @@ impl Machine {
         Ok(Self {
             start,
             memory,
-            clock: Clock::new(),
+            clock: Clock::new(told),
             options,
             vectors: Vectors::new(),
             acpi: None,

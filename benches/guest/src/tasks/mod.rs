@@ -12,6 +12,7 @@
 //! | `disk` | `blk-info`, `blk-verify`, `blk-read-verify`, `blk-sum`, `blk-indirect`, `blk-poll`, `blk-discard`, `blk-zeroes`, `blk-ro`, `blk-oob`, `reset-dev`, `msix-mask` |
 //! | `churn` | `blk-churn[:i[:seed]]` |
 //! | `load` | `blk-load[:i]` |
+//! | `survive` | `blk-survive[:i]` |
 //! | `network` | `net-info`, `net-ping` (also `net-arp`), `net-respond` |
 //! | `sockets` | `vsock-connect:port`, `vsock-listen:port[:n]` |
 //! | `streams` | `rng`, `console-write:text`, `console-echo` |
@@ -30,6 +31,7 @@ mod network;
 pub mod platform;
 mod sockets;
 mod streams;
+mod survive;
 mod sweep;
 
 use core::fmt::Write;
@@ -116,6 +118,7 @@ const TASKS: &[(&str, Task)] = &[
     ("blk-read-verify", disk::read_verify),
     ("blk-ro", disk::read_only),
     ("blk-sum", disk::sum),
+    ("blk-survive", survive::survive),
     ("blk-verify", disk::verify),
     ("blk-zeroes", disk::zeroes),
     ("console-echo", streams::console_echo),
