@@ -10,12 +10,14 @@ mod disk;
 mod engine;
 mod machine;
 mod memory;
+mod net;
 mod peer;
 mod report;
 mod running;
 mod size;
 mod stats;
 mod tap;
+mod traffic;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -35,6 +37,8 @@ enum Command {
     Boot(boot::BootArguments),
     /// Measure small requests from a guest to its disk
     Disk(disk::DiskArguments),
+    /// Measure frames between a guest and the host
+    Net(net::NetArguments),
     /// Measure small requests on disk images without a guest, beside `qemu-img bench`
     Engine(engine::EngineArguments),
     /// Measure the monitor's memory beyond the guest's, with a disk and a network device
@@ -46,6 +50,7 @@ fn main() -> Result<()> {
         Command::Bare(arguments) => bare::run(&arguments),
         Command::Boot(arguments) => boot::run(&arguments),
         Command::Disk(arguments) => disk::run(&arguments),
+        Command::Net(arguments) => net::run(&arguments),
         Command::Engine(arguments) => engine::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),
     }

@@ -221,7 +221,30 @@ impl Queue {
         let head = unsafe { self.avail.add(2 + entry).read_volatile() };
         self.walk(head, chain)?;
         self.state.next_avail = self.state.next_avail.wrapping_add(1);
+        self.look_ahead();
         Ok(true)
+    }
+
+    /// Lets the processor fetch the next chain's first descriptor, which the driver's has written, while
+    /// this one is served.
+    #[inline]
+    fn look_ahead(&self) {
+        let next = self.state.next_avail;
+        if self.seen.get() == next {
+            return;
+        }
+        let entry = usize::from(next & (self.state.size - 1));
+        // SAFETY: as in `pop`.
+        let head = unsafe { self.avail.add(2 + entry).read_volatile() };
+        let descriptor = self.desc.wrapping_add(usize::from(head));
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a hint, which reads nothing.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(descriptor.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = descriptor;
     }
 
     /// Gives back the chain popped last, as if it had not been popped.

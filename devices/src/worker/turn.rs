@@ -9,6 +9,9 @@ use super::{Command, KICK, KickWait, Mailbox, Source, SourceId, SourceReport};
 
 /// The clock is read in one of so many turns: it costs as much as a look into a queue.
 const PASSES: u32 = 16;
+/// After so many of these without work, whoever else wants the processor may have it: on a host that has sold
+/// all of them, that may be who brings the work.
+const POLITE: u32 = 4;
 
 /// An attached source and what the worker knows of it.
 struct Attached {
@@ -40,6 +43,8 @@ struct Turns<'a> {
     /// Turns with polled sources, and how many of them had work since the clock was read last.
     passes: u32,
     worked: u32,
+    /// How often the clock was read since there was work.
+    in_vain: u32,
     /// When the clock was read last.
     idle_since: u64,
 }
@@ -63,6 +68,7 @@ pub(super) fn run(ring: Ring, inbox: &Mailbox) {
         linger: Linger::default(),
         passes: 0,
         worked: 0,
+        in_vain: 0,
         idle_since: now(),
     };
     turns.ring.wait_for_mail(&mut turns.wake, &inbox.wake);
@@ -109,7 +115,7 @@ impl Turns<'_> {
             true => self.linger.time(),
             false => 0,
         };
-        let mut time = begun;
+        let (mut time, mut looks) = (begun, 0);
         while !self.ring.is_ready() {
             if time - begun >= awake {
                 add(&self.inbox.stats.sleeps, 1);
@@ -117,6 +123,10 @@ impl Turns<'_> {
                 break;
             }
             std::hint::spin_loop();
+            looks += 1;
+            if looks % (PASSES * POLITE) == 0 {
+                std::thread::yield_now();
+            }
             time = now();
         }
         if time > begun {
@@ -224,7 +234,13 @@ impl Turns<'_> {
         let time = now();
         let piece = time.saturating_sub(std::mem::replace(&mut self.idle_since, time));
         let mut may_go_on = true;
-        if self.worked == 0 {
+        if self.worked > 0 {
+            self.in_vain = 0;
+        } else {
+            self.in_vain += 1;
+            if self.in_vain % POLITE == 0 {
+                std::thread::yield_now();
+            }
             add(&self.inbox.stats.polled_ns, piece);
             may_go_on = self.inbox.cap.spend(piece, time);
             if !may_go_on {

@@ -12,6 +12,7 @@
 //! | `disk` | `blk-info`, `blk-verify`, `blk-read-verify`, `blk-sum`, `blk-indirect`, `blk-poll`, `blk-discard`, `blk-zeroes`, `blk-ro`, `blk-oob`, `reset-dev`, `msix-mask` |
 //! | `churn` | `blk-churn[:i[:seed]]` |
 //! | `load` | `blk-load[:i]` |
+//! | `stream` | `net-load[:i]` |
 //! | `survive` | `blk-survive[:i]` |
 //! | `network` | `net-info`, `net-ping` (also `net-arp`), `net-respond` |
 //! | `sockets` | `vsock-connect:port`, `vsock-listen:port[:n]` |
@@ -30,6 +31,7 @@ mod load;
 mod network;
 pub mod platform;
 mod sockets;
+mod stream;
 mod streams;
 mod survive;
 mod sweep;
@@ -133,6 +135,7 @@ const TASKS: &[(&str, Task)] = &[
     ("msix-mask", disk::msix_mask),
     ("net-arp", network::ping),
     ("net-info", network::info),
+    ("net-load", stream::load),
     ("net-ping", network::ping),
     ("net-respond", network::respond),
     ("pci", bus::pci),

@@ -119,12 +119,23 @@ impl RxQueue {
             let room = MAX_IOV - 1 - self.iov.len();
             self.iov.extend(chain.writable().iter().take(room));
         }
-        self.iov.push(iovec {
-            iov_base: self.spill.as_mut_ptr().cast(),
-            iov_len: self.spill.len(),
-        });
+        let room: usize = self.iov.iter().map(|b| b.iov_len).sum();
+        // One buffer that takes any frame of this size is one plain read. Should it come back full, the
+        // frame may have been larger: that one is lost, and from then on there is always a spill.
+        let plain = self.iov.len() == 1 && room as u64 > self.max_frame;
+        if !plain {
+            self.iov.push(iovec {
+                iov_base: self.spill.as_mut_ptr().cast(),
+                iov_len: self.spill.len(),
+            });
+        }
         // SAFETY: the buffers are in guest RAM, which the chains keep mapped, and in `spill`.
-        unsafe { self.tap.receive(&self.iov) }
+        let received = unsafe { self.tap.receive(&self.iov) };
+        if plain && matches!(received, Ok(Some(n)) if n >= room) {
+            self.max_frame = LARGEST as u64;
+            return Err(std::io::ErrorKind::InvalidData.into());
+        }
+        received
     }
 
     /// Keeps a frame of `len` bytes that reached into the spill.
@@ -241,7 +252,9 @@ impl Serve for RxQueue {
                     return Ok(());
                 }
                 // A frame that was refused is lost.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EFAULT | libc::EINVAL)) => {}
+                Err(e)
+                    if e.kind() == std::io::ErrorKind::InvalidData
+                        || matches!(e.raw_os_error(), Some(libc::EFAULT | libc::EINVAL)) => {}
                 Err(e) => {
                     // The interface is down, gone, or this queue of it is detached: look again when
                     // the driver does something.
