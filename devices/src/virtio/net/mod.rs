@@ -235,8 +235,8 @@ impl VirtioDevice for Net {
             );
             let counters = pair.rx_counters.clone();
             let throttle = Throttle::new(self.limiters[0].clone());
-            pair.rx = Some(Served::start(start, |_| {
-                rx::RxQueue::new(tap, mergeable, max_frame, counters, throttle)
+            pair.rx = Some(Served::start(start, |queue| {
+                rx::RxQueue::new(queue.chain(), tap, mergeable, max_frame, counters, throttle)
             })?);
         } else {
             if pair.tx.is_some() {

@@ -27,6 +27,8 @@ const LARGEST: usize = 65536 + 14 + 4 + VNET_HEADER;
 const MAX_IOV: usize = 1024;
 /// Offset of num_buffers in the vnet header.
 const NUM_BUFFERS: usize = 10;
+/// A driver that looks sees what was received once in so many frames, and at the end of a pass.
+const EXPOSED: u16 = 8;
 
 pub(super) struct RxQueue {
     tap: Arc<Tap>,
@@ -34,6 +36,10 @@ pub(super) struct RxQueue {
     /// The largest frame that is likely to come, with its headers, in bytes.
     max_frame: u64,
     counters: Arc<NetCounters>,
+    /// The chain of the usual case: one buffer that takes any frame.
+    single: Chain,
+    /// It was popped, and waits for a frame. Then none is `ready`.
+    popped: bool,
     /// Chains that wait for a frame, in order.
     ready: VecDeque<Chain>,
     ready_len: u64,
@@ -55,6 +61,7 @@ unsafe impl Send for RxQueue {}
 
 impl RxQueue {
     pub fn new(
+        single: Chain,
         tap: Arc<Tap>,
         mergeable: bool,
         max_frame: u64,
@@ -62,6 +69,8 @@ impl RxQueue {
         throttle: Throttle,
     ) -> Self {
         RxQueue {
+            single,
+            popped: false,
             tap,
             mergeable,
             max_frame,
@@ -119,23 +128,12 @@ impl RxQueue {
             let room = MAX_IOV - 1 - self.iov.len();
             self.iov.extend(chain.writable().iter().take(room));
         }
-        let room: usize = self.iov.iter().map(|b| b.iov_len).sum();
-        // One buffer that takes any frame of this size is one plain read. Should it come back full, the
-        // frame may have been larger: that one is lost, and from then on there is always a spill.
-        let plain = self.iov.len() == 1 && room as u64 > self.max_frame;
-        if !plain {
-            self.iov.push(iovec {
-                iov_base: self.spill.as_mut_ptr().cast(),
-                iov_len: self.spill.len(),
-            });
-        }
+        self.iov.push(iovec {
+            iov_base: self.spill.as_mut_ptr().cast(),
+            iov_len: self.spill.len(),
+        });
         // SAFETY: the buffers are in guest RAM, which the chains keep mapped, and in `spill`.
-        let received = unsafe { self.tap.receive(&self.iov) };
-        if plain && matches!(received, Ok(Some(n)) if n >= room) {
-            self.max_frame = LARGEST as u64;
-            return Err(std::io::ErrorKind::InvalidData.into());
-        }
-        received
+        unsafe { self.tap.receive(&self.iov) }
     }
 
     /// Keeps a frame of `len` bytes that reached into the spill.
@@ -189,12 +187,110 @@ impl RxQueue {
             queue.push(chain.head, n as u32);
             self.spare.push(chain);
         }
-        self.throttle.charge(len.saturating_sub(VNET_HEADER) as u64);
         queue.expose();
+        self.count(len);
+    }
+}
+
+/// How a pass over the usual case ended.
+enum Pass {
+    /// There is nothing more to do now.
+    Over,
+    /// It is not the usual case.
+    Unusual,
+}
+
+impl RxQueue {
+    /// Frames into chains of one buffer that takes any of them: a plain read each, and nothing is moved.
+    ///
+    /// Should a buffer come back full, its frame may have been larger. That one is lost, and from then on
+    /// there is always a spill behind the buffers.
+    fn usual(
+        &mut self,
+        side: &mut Side,
+        io: &mut Io<'_>,
+        budget: &mut u16,
+    ) -> Result<Pass, QueueError> {
+        loop {
+            if !self.popped && !side.queue.pop(&mut self.single)? {
+                if side.rest()? {
+                    side.queue.disable_notification();
+                    continue;
+                }
+                return Ok(Pass::Over);
+            }
+            self.popped = true;
+            let room = match self.single.writable() {
+                [one] if one.iov_len as u64 > self.max_frame => one.iov_len,
+                _ => return Ok(Pass::Unusual),
+            };
+            if *budget == 0 {
+                side.yield_turn();
+                return Ok(Pass::Over);
+            }
+            *budget -= 1;
+            if !self.throttle.admits(io, LIMIT) {
+                return Ok(Pass::Over);
+            }
+            // SAFETY: the buffer is in guest RAM, which the chain keeps mapped.
+            match unsafe { self.tap.receive(self.single.writable()) } {
+                Ok(Some(n)) if n < room => {
+                    self.single.write(NUM_BUFFERS, &1u16.to_le_bytes());
+                    side.queue.push(self.single.head, n as u32);
+                    self.popped = false;
+                    self.count(n);
+                    if *budget % EXPOSED == 0 {
+                        side.queue.expose();
+                    }
+                }
+                Ok(Some(_)) => {
+                    self.max_frame = LARGEST as u64;
+                    return Ok(Pass::Unusual);
+                }
+                other => {
+                    if self.silent(side, io, other)? {
+                        return Ok(Pass::Over);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The tap gave no frame. False if it may at once.
+    fn silent(
+        &mut self,
+        side: &mut Side,
+        io: &mut Io<'_>,
+        received: std::io::Result<Option<usize>>,
+    ) -> Result<bool, QueueError> {
+        match received {
+            // It will look for a frame again.
+            Ok(_) if side.polled() => Ok(true),
+            Ok(_) => {
+                self.frame.arm(io, TAP, self.tap.as_fd(), libc::POLLIN);
+                // Fewer buffers than the largest frame needs are enough to wait with, but
+                // new ones are to be noticed when one comes that does not fit.
+                Ok(true)
+            }
+            // A frame that was refused is lost.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EFAULT | libc::EINVAL)) => Ok(false),
+            Err(e) => {
+                // The interface is down, gone, or this queue of it is detached: look again when
+                // the driver does something.
+                log::debug!("tap: {e}");
+                self.closed = true;
+                side.queue.enable_notification()?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// A frame of `len` bytes, with its vnet header, was delivered.
+    fn count(&self, len: usize) {
+        let bytes = len.saturating_sub(VNET_HEADER) as u64;
+        self.throttle.charge(bytes);
         self.counters.frames.add(1);
-        self.counters
-            .bytes
-            .add(len.saturating_sub(VNET_HEADER) as u64);
+        self.counters.bytes.add(bytes);
     }
 }
 
@@ -204,6 +300,16 @@ impl Serve for RxQueue {
         self.closed = false;
         side.queue.disable_notification();
         loop {
+            if self.held.is_empty() && self.ready.is_empty() {
+                if let Pass::Over = self.usual(side, io, &mut budget)? {
+                    return Ok(());
+                }
+                self.popped = false;
+                let other = self.spare.pop().unwrap_or_else(|| side.queue.chain());
+                let chain = std::mem::replace(&mut self.single, other);
+                self.ready_len += chain.writable_len();
+                self.ready.push_back(chain);
+            }
             let wanted = if self.held.is_empty() {
                 self.max_frame
             } else {
@@ -243,25 +349,10 @@ impl Serve for RxQueue {
             match self.receive() {
                 Ok(Some(n)) if self.fits(n as u64) => self.deliver(&mut side.queue, n),
                 Ok(Some(n)) => self.hold(n),
-                // It will look for a frame again.
-                Ok(None) if side.polled() => return Ok(()),
-                Ok(None) => {
-                    self.frame.arm(io, TAP, self.tap.as_fd(), libc::POLLIN);
-                    // Fewer buffers than the largest frame needs are enough to wait with, but
-                    // new ones are to be noticed when one comes that does not fit.
-                    return Ok(());
-                }
-                // A frame that was refused is lost.
-                Err(e)
-                    if e.kind() == std::io::ErrorKind::InvalidData
-                        || matches!(e.raw_os_error(), Some(libc::EFAULT | libc::EINVAL)) => {}
-                Err(e) => {
-                    // The interface is down, gone, or this queue of it is detached: look again when
-                    // the driver does something.
-                    log::debug!("tap: {e}");
-                    self.closed = true;
-                    side.queue.enable_notification()?;
-                    return Ok(());
+                other => {
+                    if self.silent(side, io, other)? {
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -279,13 +370,16 @@ impl Serve for RxQueue {
     fn has_work(&self, side: &Side) -> bool {
         !self.closed
             && !self.throttle.is_closed()
-            && (!self.ready.is_empty() || side.queue.available() != Ok(0))
+            && (self.popped || !self.ready.is_empty() || side.queue.available() != Ok(0))
     }
 
     fn stop(&mut self, side: &mut Side, io: &mut Io<'_>) {
         self.frame.cancel(io, TAP);
         self.throttle.cancel(io, LIMIT);
         // Chains that wait for a frame go back to where they came from.
+        if std::mem::take(&mut self.popped) {
+            side.queue.undo_pop();
+        }
         for _ in self.ready.drain(..) {
             side.queue.undo_pop();
         }
