@@ -8,6 +8,7 @@ mod command;
 mod cpu;
 mod disk;
 mod engine;
+mod exits;
 mod machine;
 mod memory;
 mod net;
@@ -37,6 +38,8 @@ enum Command {
     Boot(boot::BootArguments),
     /// Measure small requests from a guest to its disk
     Disk(disk::DiskArguments),
+    /// Measure what leaving the guest costs
+    Exits(exits::ExitArguments),
     /// Measure frames between a guest and the host
     Net(net::NetArguments),
     /// Measure small requests on disk images without a guest, beside `qemu-img bench`
@@ -50,6 +53,7 @@ fn main() -> Result<()> {
         Command::Bare(arguments) => bare::run(&arguments),
         Command::Boot(arguments) => boot::run(&arguments),
         Command::Disk(arguments) => disk::run(&arguments),
+        Command::Exits(arguments) => exits::run(&arguments),
         Command::Net(arguments) => net::run(&arguments),
         Command::Engine(arguments) => engine::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),

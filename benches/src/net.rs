@@ -172,6 +172,11 @@ fn measure(
         disk: None,
         tap: Some(tap::NAME),
     };
+    // The guest begins to send at once.
+    let echo = match *direction {
+        "echo" => Some(Traffic::echo(tap::NAME)?),
+        _ => None,
+    };
     let mut running = Running::start(&mut command(who, &machine, directory.path())?)?;
     if let Err(silence) = running.wait_for(b"# load: ready") {
         // It may have said why.
@@ -179,7 +184,6 @@ fn measure(
     }
     let traffic = match *direction {
         "receive" => Some(Traffic::blast(tap::NAME, *bytes, *segment)?),
-        "echo" => Some(Traffic::echo(tap::NAME)?),
         _ => None,
     };
     running.wait_for(b"# load: begin")?;
@@ -187,7 +191,7 @@ fn measure(
     running.wait_for(b"# load: end")?;
     let used = Used::by(running.pid())?.since(before);
     let task = running.wait_for_task("net-load")?;
-    drop(traffic);
+    drop((traffic, echo));
     let one = One {
         frames: task.number("rate")?,
         bytes: task.number("bytes_per_s")?,

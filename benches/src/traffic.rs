@@ -19,9 +19,11 @@ const BATCH: usize = 64;
 /// struct virtio_net_hdr of packet(7) sockets.
 const VNET_HEADER: usize = 10;
 
-/// Frames that were sent and that the monitor has not taken from the tap yet, at most: the sender is not to
-/// spend on frames that are dropped what the monitor could use.
+/// Frames that were sent and that the monitor has not taken from the tap yet, at most, and their bytes: the
+/// sender is not to spend on frames that are dropped what the monitor could use, and no transport keeps more
+/// under way than a cache holds.
 const WINDOW: u64 = 512;
+const WINDOW_BYTES: u64 = 1 << 20;
 
 /// A thread that makes traffic until it is dropped.
 pub struct Traffic {
@@ -186,19 +188,21 @@ fn send(socket: &OwnedFd, frame: &[u8], statistics: &File, stop: &AtomicBool) {
     message.msg_hdr.msg_iov = &raw mut piece;
     message.msg_hdr.msg_iovlen = 1;
     let mut messages = [message; BATCH];
+    let window = (WINDOW_BYTES / frame.len() as u64).clamp(16, WINDOW);
+    let batch = BATCH.min(window as usize / 4);
     let (mut sent, mut taken) = (0, 0);
     let first = taken_by(statistics);
     while !stop.load(Ordering::Relaxed) {
-        if sent - taken > WINDOW - BATCH as u64 {
+        if sent - taken > window - batch as u64 {
             taken = (taken_by(statistics) - first).min(sent);
-            if sent - taken > WINDOW / 2 {
+            if sent - taken > window / 2 {
                 std::thread::yield_now();
                 continue;
             }
         }
         // SAFETY: the messages point to the frame, which is only read.
         let done =
-            unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), BATCH as u32, 0) };
+            unsafe { libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr(), batch as u32, 0) };
         match u64::try_from(done) {
             Ok(done) => sent += done,
             // The tap's queue is full.

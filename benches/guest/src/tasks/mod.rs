@@ -11,6 +11,7 @@
 //! | `bus` | `pci` |
 //! | `disk` | `blk-info`, `blk-verify`, `blk-read-verify`, `blk-sum`, `blk-indirect`, `blk-poll`, `blk-discard`, `blk-zeroes`, `blk-ro`, `blk-oob`, `reset-dev`, `msix-mask` |
 //! | `churn` | `blk-churn[:i[:seed]]` |
+//! | `exits` | `exit-costs[:i]` |
 //! | `load` | `blk-load[:i]` |
 //! | `stream` | `net-load[:i]` |
 //! | `survive` | `blk-survive[:i]` |
@@ -24,6 +25,7 @@ mod blocks;
 mod bus;
 mod churn;
 mod disk;
+mod exits;
 mod frame;
 mod fuzz_queue;
 mod fuzz_registers;
@@ -126,6 +128,7 @@ const TASKS: &[(&str, Task)] = &[
     ("console-echo", streams::console_echo),
     ("console-write", streams::console_write),
     ("cpus", platform::processors),
+    ("exit-costs", exits::costs),
     ("fuzz-config", fuzz_registers::registers),
     ("fuzz-pci", fuzz_registers::pci),
     ("fuzz-pio", fuzz_registers::ports),

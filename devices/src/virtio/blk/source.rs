@@ -21,6 +21,8 @@ use crate::virtio::queue::{Queue, QueueError};
 use crate::virtio::served::{Serve, Side};
 use crate::worker::Io;
 
+/// Bytes of a request that the driver is shown at once.
+const LONG: u64 = 16 << 10;
 /// Failures of one queue that are logged: the guest decides how many there are.
 const LOGGED: u32 = 3;
 /// The task that waits for the volume's gate; requests' tasks have their slot's number.
@@ -497,7 +499,11 @@ impl BlkQueue {
             byte.write(&slot.chain, status as u8);
         }
         queue.push(slot.chain.head, written.saturating_add(1));
-        queue.expose();
+        match done {
+            // Others need not wait for what takes long.
+            LONG.. => queue.expose(),
+            _ => queue.expose_some(),
+        }
         self.free.push(tag);
         self.exit();
     }

@@ -27,8 +27,6 @@ const LARGEST: usize = 65536 + 14 + 4 + VNET_HEADER;
 const MAX_IOV: usize = 1024;
 /// Offset of num_buffers in the vnet header.
 const NUM_BUFFERS: usize = 10;
-/// A driver that looks sees what was received once in so many frames, and at the end of a pass.
-const EXPOSED: u16 = 8;
 
 pub(super) struct RxQueue {
     tap: Arc<Tap>,
@@ -239,9 +237,7 @@ impl RxQueue {
                     side.queue.push(self.single.head, n as u32);
                     self.popped = false;
                     self.count(n);
-                    if *budget % EXPOSED == 0 {
-                        side.queue.expose();
-                    }
+                    side.queue.expose_some();
                 }
                 Ok(Some(_)) => {
                     self.max_frame = LARGEST as u64;

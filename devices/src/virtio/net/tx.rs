@@ -67,7 +67,7 @@ impl Serve for TxQueue {
                 }
                 self.throttle.charge(bytes);
                 side.queue.push(self.chain.head, 0);
-                side.queue.expose();
+                side.queue.expose_some();
                 budget -= 1;
                 if budget == 0 {
                     side.yield_turn();
