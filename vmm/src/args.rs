@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Parser;
 use skerry_vmm_api::VmConfig;
 use skerry_vmm_api::config::{
-    ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, MemoryConfig, NetConfig, PayloadConfig,
-    RngConfig, VsockConfig,
+    ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, FsConfig, MemoryConfig, NetConfig,
+    PayloadConfig, RngConfig, VsockConfig,
 };
 use skerry_vmm_api::options::{OptionError, from_str};
 use skerry_vmm_api::workers::WorkerConfig;
@@ -48,12 +48,16 @@ pub struct Args {
     pub memory: Option<MemoryConfig>,
 
     /// Disks.
-    #[arg(help = "path=FILE[,readonly=on][,direct=on][,image_type=raw][,num_queues=N][,queue_size=N][,id=ID][,serial=TEXT][,worker=NAME][,bw_size=BYTES,bw_refill_time=MS][,ops_size=N,ops_refill_time=MS]; repeatable", long, value_name = "path=FILE,…", value_parser = from_str::<DiskConfig>, num_args = 1.., help_heading = "VM")]
+    #[arg(help = "path=FILE | vhost_user=on,socket=PATH [,readonly=on][,direct=on][,image_type=raw][,num_queues=N][,queue_size=N][,id=ID][,serial=TEXT][,worker=NAME][,bw_size=BYTES,bw_refill_time=MS][,ops_size=N,ops_refill_time=MS]; repeatable", long, value_name = "path=FILE,…", value_parser = from_str::<DiskConfig>, num_args = 1.., help_heading = "VM")]
     pub disk: Vec<DiskConfig>,
 
     /// Network devices.
-    #[arg(help = "tap=NAME[,mac=MAC][,mtu=N][,num_queues=N][,queue_size=N][,offload_tso=off][,offload_csum=off][,id=ID][,worker=NAME][,bw_size=BYTES,bw_refill_time=MS][,ops_size=N,ops_refill_time=MS]; repeatable", long, value_name = "tap=NAME,…", value_parser = from_str::<NetConfig>, num_args = 1.., help_heading = "VM")]
+    #[arg(help = "tap=NAME[,vhost=on] | vhost_user=on,socket=PATH [,mac=MAC][,mtu=N][,num_queues=N][,queue_size=N][,offload_tso=off][,offload_csum=off][,id=ID][,worker=NAME][,bw_size=BYTES,bw_refill_time=MS][,ops_size=N,ops_refill_time=MS]; repeatable", long, value_name = "tap=NAME,…", value_parser = from_str::<NetConfig>, num_args = 1.., help_heading = "VM")]
     pub net: Vec<NetConfig>,
+
+    /// Shared directories.
+    #[arg(help = "tag=TAG,socket=PATH[,num_queues=N][,queue_size=N][,id=ID]: a directory that virtiofsd serves on that socket; repeatable", long, value_name = "tag=TAG,…", value_parser = from_str::<FsConfig>, num_args = 1.., help_heading = "VM")]
+    pub fs: Vec<FsConfig>,
 
     /// cid=N,socket=PATH: sockets between host and guest
     #[arg(long, value_name = "cid=N,socket=PATH", value_parser = from_str::<VsockConfig>, help_heading = "VM")]
@@ -166,6 +170,7 @@ impl Args {
             },
             disks: self.disk.clone(),
             net: self.net.clone(),
+            fs: self.fs.clone(),
             vsock: self.vsock.clone(),
             pvpanic: self.pvpanic,
             workers: self.worker.clone(),

@@ -20,6 +20,7 @@ use skerry_devices::virtio::console::{Console, ConsoleIo};
 use skerry_devices::virtio::net::{Net, NetOffloads, Tap};
 use skerry_devices::virtio::rng::Rng;
 use skerry_devices::virtio::transport::{BAR_SIZE, VirtioPci};
+use skerry_devices::virtio::vhost_user::{VhostUser, VhostUserKind};
 use skerry_devices::virtio::vsock::Vsock;
 use skerry_devices::worker::WorkerHandle;
 use skerry_vmm_api::VmConfig;
@@ -142,6 +143,13 @@ impl Assembly {
     ) -> Result<(), MachineError> {
         for disk in &config.disks {
             let id = disk.id.as_deref().unwrap_or_default();
+            if let Some(socket) = disk.vhost_socket.as_deref().filter(|_| disk.vhost_user) {
+                let (queues, size) = (disk.num_queues, disk.queue_size);
+                let device = VhostUser::connect(socket, VhostUserKind::Blk, queues, size)?;
+                let worker = workers.named(disk.worker.as_deref())?;
+                self.add(id, Box::new(device), worker)?;
+                continue;
+            }
             let serial = disk.serial.as_deref().unwrap_or(id);
             let volume = self.disks.open(disk)?;
             let blk = Blk::new(volume, serial, disk.num_queues, disk.queue_size);
@@ -152,6 +160,19 @@ impl Assembly {
             )?;
         }
         for net in &config.net {
+            if let Some(socket) = net.vhost_socket.as_deref().filter(|_| net.vhost_user) {
+                let shown = socket.display().to_string();
+                let mac = net.mac.as_deref().and_then(parse_mac);
+                let kind = VhostUserKind::Net(mac.unwrap_or_else(|| mac_of(&shown)));
+                let device = VhostUser::connect(socket, kind, net.num_queues, net.queue_size)?;
+                let worker = workers.named(net.worker.as_deref())?;
+                self.add(
+                    net.id.as_deref().unwrap_or_default(),
+                    Box::new(device),
+                    worker,
+                )?;
+                continue;
+            }
             let taps = Tap::open(&net.tap, net.num_queues / 2)?;
             let mac = net
                 .mac
@@ -171,6 +192,12 @@ impl Assembly {
                 Box::new(device),
                 worker,
             )?;
+        }
+        for fs in &config.fs {
+            let kind = VhostUserKind::Fs(fs.tag.clone());
+            let device = VhostUser::connect(&fs.socket, kind, fs.num_queues + 1, fs.queue_size)?;
+            let id = fs.id.as_deref().unwrap_or_default();
+            self.add(id, Box::new(device), workers.default())?;
         }
         if let Some(vsock) = &config.vsock {
             let device = Vsock::new(vsock.cid, &vsock.socket)?;

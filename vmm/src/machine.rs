@@ -19,6 +19,7 @@ use skerry_devices::pci::PciError;
 use skerry_devices::stream::{Input, OutputGuard};
 use skerry_devices::virtio::net::TapError;
 use skerry_devices::virtio::transport::VirtioPci;
+use skerry_devices::virtio::vhost_user::VhostUserError;
 use skerry_devices::virtio::vsock::VsockError;
 use skerry_vmm_api::VmConfig;
 use skerry_vmm_api::config::DiskConfig;
@@ -64,6 +65,8 @@ pub enum MachineError {
     Tap(#[from] TapError),
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    #[error(transparent)]
+    VhostUser(#[from] VhostUserError),
     #[error(transparent)]
     Worker(#[from] WorkerError),
     #[error(transparent)]

@@ -536,12 +536,14 @@ fn open_terminals(config: &VmConfig) -> Result<Terminals, TerminalError> {
 }
 
 fn remove_device(config: &mut VmConfig, id: &str) -> Result<(), RequestError> {
-    let before = config.disks.len() + config.net.len() + usize::from(config.vsock.is_some());
+    let count =
+        |c: &VmConfig| c.disks.len() + c.net.len() + c.fs.len() + usize::from(c.vsock.is_some());
+    let before = count(config);
     config.disks.retain(|d| d.id.as_deref() != Some(id));
     config.net.retain(|n| n.id.as_deref() != Some(id));
+    config.fs.retain(|f| f.id.as_deref() != Some(id));
     config.vsock.take_if(|v| v.id.as_deref() == Some(id));
-    let after = config.disks.len() + config.net.len() + usize::from(config.vsock.is_some());
-    if before == after {
+    if before == count(config) {
         Err(RequestError::NoDevice(id.to_owned()))
     } else {
         Ok(())

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use skerry_devices::virtio::net::Mac;
 use skerry_devices::virtio::queue::MAX_QUEUE_SIZE;
+use skerry_devices::virtio::vhost_user::TAG_LEN;
 use skerry_vmm_api::VmConfig;
-use skerry_vmm_api::config::{ConsoleMode, DiskConfig, NetConfig};
+use skerry_vmm_api::config::{ConsoleMode, DiskConfig, FsConfig, NetConfig};
 use skerry_vmm_api::workers::{DEFAULT_WORKER, RateLimiterConfig};
 use thiserror::Error;
 
@@ -49,6 +50,20 @@ pub enum ConfigError {
         "net `{0}` has no tap: give tap=NAME of an interface made with `ip tuntap add dev NAME mode tap`"
     )]
     Tap(String),
+    #[error("`{0}` is served by another process: give its socket=PATH (vhost_socket, in JSON)")]
+    VhostSocket(String),
+    #[error("`{0}` has a socket and is not vhost-user: give vhost_user=on, too")]
+    SocketAlone(String),
+    #[error(
+        "`{id}` {setting}: with vhost_user=on that is the serving process's business, leave it out"
+    )]
+    VhostUser { id: String, setting: &'static str },
+    #[error(
+        "`{0}` vhost=on: the kernel serves one queue pair without limits, leave num_queues and the limits out"
+    )]
+    VhostNet(String),
+    #[error("fs tag=`{0}`: give 1 to {TAG_LEN} bytes")]
+    FsTag(String),
     #[error("`{id}` num_queues={queues}: give 1 to {MAX_QUEUES}")]
     Queues { id: String, queues: u16 },
     #[error(
@@ -102,6 +117,9 @@ pub fn check(config: &mut VmConfig) -> Result<(), ConfigError> {
     }
     for net in &config.net {
         self::net(net)?;
+    }
+    for fs in &config.fs {
+        self::fs(fs)?;
     }
     if let Some(rng) = &config.rng
         && ![Path::new("/dev/urandom"), Path::new("/dev/random")].contains(&rng.src.as_path())
@@ -186,6 +204,7 @@ fn name_devices(config: &mut VmConfig) {
     let mut taken: BTreeSet<String> = BTreeSet::new();
     taken.extend(config.disks.iter().filter_map(|d| d.id.clone()));
     taken.extend(config.net.iter().filter_map(|n| n.id.clone()));
+    taken.extend(config.fs.iter().filter_map(|f| f.id.clone()));
     let mut fresh = |kind: &str, id: &mut Option<String>| {
         if id.is_none() {
             let name = (0..)
@@ -200,6 +219,9 @@ fn name_devices(config: &mut VmConfig) {
     }
     for net in &mut config.net {
         fresh("net", &mut net.id);
+    }
+    for fs in &mut config.fs {
+        fresh("fs", &mut fs.id);
     }
     if let Some(vsock) = &mut config.vsock {
         fresh("vsock", &mut vsock.id);
@@ -250,7 +272,22 @@ fn id(id: &Option<String>) -> String {
 
 /// Checks a disk's rules.
 pub fn disk(disk: &DiskConfig) -> Result<(), ConfigError> {
-    if disk.path.as_os_str().is_empty() {
+    if disk.vhost_user {
+        let own = [
+            ("path", !disk.path.as_os_str().is_empty()),
+            ("readonly", disk.readonly),
+            ("direct", disk.direct),
+            ("image_type", disk.image_type.is_some()),
+            ("backing", !disk.backing.is_empty()),
+            ("data_file", disk.data_file.is_some()),
+            ("cache_size", disk.cache_size.is_some()),
+            ("serial", disk.serial.is_some()),
+            ("rate limits", disk.rate_limiter_config.is_some()),
+        ];
+        vhost_user(&disk.id, disk.vhost_socket.as_deref(), &own)?;
+    } else if disk.vhost_socket.is_some() {
+        return Err(ConfigError::SocketAlone(id(&disk.id)));
+    } else if disk.path.as_os_str().is_empty() {
         return Err(ConfigError::DiskPath(id(&disk.id)));
     }
     if !(1..=MAX_QUEUES).contains(&disk.num_queues) {
@@ -265,8 +302,22 @@ pub fn disk(disk: &DiskConfig) -> Result<(), ConfigError> {
 
 /// Checks a network device's rules.
 pub fn net(net: &NetConfig) -> Result<(), ConfigError> {
-    if net.tap.is_empty() {
+    if net.vhost_user {
+        let own = [
+            ("tap", !net.tap.is_empty()),
+            ("vhost", net.vhost),
+            ("mtu", net.mtu.is_some()),
+            ("num_queues", net.num_queues != 2),
+            ("rate limits", net.rate_limiter_config.is_some()),
+        ];
+        vhost_user(&net.id, net.vhost_socket.as_deref(), &own)?;
+    } else if net.vhost_socket.is_some() {
+        return Err(ConfigError::SocketAlone(id(&net.id)));
+    } else if net.tap.is_empty() {
         return Err(ConfigError::Tap(id(&net.id)));
+    }
+    if net.vhost && (net.num_queues != 2 || net.rate_limiter_config.is_some()) {
+        return Err(ConfigError::VhostNet(id(&net.id)));
     }
     if !(2..=MAX_QUEUES).contains(&net.num_queues) || !net.num_queues.is_multiple_of(2) {
         return Err(ConfigError::QueuePairs {
@@ -290,6 +341,42 @@ pub fn net(net: &NetConfig) -> Result<(), ConfigError> {
     queue_size(&net.id, net.queue_size)
 }
 
+/// Checks a shared directory's rules.
+fn fs(fs: &FsConfig) -> Result<(), ConfigError> {
+    if !(1..=TAG_LEN).contains(&fs.tag.len()) {
+        return Err(ConfigError::FsTag(fs.tag.clone()));
+    }
+    if fs.socket.as_os_str().is_empty() {
+        return Err(ConfigError::VhostSocket(id(&fs.id)));
+    }
+    if !(1..MAX_QUEUES).contains(&fs.num_queues) {
+        return Err(ConfigError::Queues {
+            id: id(&fs.id),
+            queues: fs.num_queues,
+        });
+    }
+    queue_size(&fs.id, fs.queue_size)
+}
+
+/// Checks a device that another process serves; `own` are settings that are that process's, and whether
+/// they are given.
+fn vhost_user(
+    device: &Option<String>,
+    socket: Option<&Path>,
+    own: &[(&'static str, bool)],
+) -> Result<(), ConfigError> {
+    if socket.is_none_or(|socket| socket.as_os_str().is_empty()) {
+        return Err(ConfigError::VhostSocket(id(device)));
+    }
+    match own.iter().find(|(_, given)| *given) {
+        Some((setting, _)) => Err(ConfigError::VhostUser {
+            id: id(device),
+            setting,
+        }),
+        None => Ok(()),
+    }
+}
+
 fn queue_size(device: &Option<String>, size: u16) -> Result<(), ConfigError> {
     if size.is_power_of_two() && (2..=MAX_QUEUE_SIZE).contains(&size) {
         Ok(())
@@ -307,6 +394,7 @@ fn unique_ids(config: &VmConfig) -> Result<(), ConfigError> {
     let ids = config.disks.iter().filter_map(|d| d.id.as_ref());
     let ids = ids
         .chain(config.net.iter().filter_map(|n| n.id.as_ref()))
+        .chain(config.fs.iter().filter_map(|f| f.id.as_ref()))
         .chain(vsock);
     for id in ids {
         if RESERVED_IDS.contains(&id.as_str()) {

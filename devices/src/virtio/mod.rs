@@ -10,6 +10,7 @@ pub mod rng;
 mod running;
 mod served;
 pub mod transport;
+pub mod vhost_user;
 pub mod vsock;
 
 use std::sync::Arc;

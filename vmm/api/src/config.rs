@@ -49,9 +49,12 @@ pub struct VmConfig {
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub balloon: Inert,
-    #[doc(hidden)]
-    #[serde(skip_serializing)]
-    pub fs: Inert,
+    /// Shared directories.
+    #[serde(
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub fs: Vec<FsConfig>,
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub pmem: Inert,
@@ -118,7 +121,7 @@ impl Default for VmConfig {
             workers: Vec::new(),
             poll_cap: None,
             balloon: Inert,
-            fs: Inert,
+            fs: Vec::new(),
             pmem: Inert,
             devices: Inert,
             user_devices: Inert,
@@ -386,12 +389,12 @@ pub struct DiskConfig {
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub iommu: Inert,
-    #[doc(hidden)]
-    #[serde(skip_serializing)]
-    pub vhost_user: Inert,
-    #[doc(hidden)]
-    #[serde(skip_serializing)]
-    pub vhost_socket: Inert,
+    /// Another process serves it, over a socket (vhost-user).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub vhost_user: bool,
+    /// That process's socket.
+    #[serde(alias = "socket", skip_serializing_if = "Option::is_none")]
+    pub vhost_socket: Option<PathBuf>,
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub rate_limit_group: Inert,
@@ -451,8 +454,8 @@ impl Default for DiskConfig {
             worker: None,
             rate_limiter_config: None,
             iommu: Inert,
-            vhost_user: Inert,
-            vhost_socket: Inert,
+            vhost_user: false,
+            vhost_socket: None,
             rate_limit_group: Inert,
             pci_segment: Inert,
             pci_device_id: Inert,
@@ -487,6 +490,9 @@ pub struct NetConfig {
     pub offload_tso: bool,
     /// Offer checksum offload.
     pub offload_csum: bool,
+    /// The host's kernel moves the frames (vhost-net), and not a worker.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub vhost: bool,
     /// The I/O worker that serves its queues; `io` if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker: Option<String>,
@@ -505,12 +511,12 @@ pub struct NetConfig {
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub iommu: Inert,
-    #[doc(hidden)]
-    #[serde(skip_serializing)]
-    pub vhost_user: Inert,
-    #[doc(hidden)]
-    #[serde(skip_serializing)]
-    pub vhost_socket: Inert,
+    /// Another process serves it, over a socket (vhost-user).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub vhost_user: bool,
+    /// That process's socket.
+    #[serde(alias = "socket", skip_serializing_if = "Option::is_none")]
+    pub vhost_socket: Option<PathBuf>,
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub pci_segment: Inert,
@@ -539,19 +545,56 @@ impl Default for NetConfig {
             id: None,
             offload_tso: true,
             offload_csum: true,
+            vhost: false,
             worker: None,
             rate_limiter_config: None,
             ip: Inert,
             mask: Inert,
             host_mac: Inert,
             iommu: Inert,
-            vhost_user: Inert,
-            vhost_socket: Inert,
+            vhost_user: false,
+            vhost_socket: None,
             pci_segment: Inert,
             pci_device_id: Inert,
             offload_ufo: Ignored,
             vhost_mode: Ignored,
             fds: Inert,
+        }
+    }
+}
+
+/// A directory of the host that the guest can mount, served by a process such as virtiofsd.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct FsConfig {
+    /// What the guest mounts it by; 1 to 36 bytes.
+    pub tag: String,
+    /// The serving process's socket (vhost-user).
+    pub socket: PathBuf,
+    /// Queues for requests, beside the one for urgent ones.
+    pub num_queues: u16,
+    /// Descriptors a queue, a power of two.
+    pub queue_size: u16,
+    /// Its name in the API; `_fsN` if absent.
+    pub id: Option<String>,
+    #[doc(hidden)]
+    #[serde(skip_serializing)]
+    pub pci_segment: Inert,
+    #[doc(hidden)]
+    #[serde(skip_serializing)]
+    pub pci_device_id: Inert,
+}
+
+impl Default for FsConfig {
+    fn default() -> Self {
+        FsConfig {
+            tag: String::new(),
+            socket: PathBuf::new(),
+            num_queues: 1,
+            queue_size: 1024,
+            id: None,
+            pci_segment: Inert,
+            pci_device_id: Inert,
         }
     }
 }

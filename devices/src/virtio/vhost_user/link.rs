@@ -1,0 +1,250 @@
+//! The connection to a back end: what is negotiated, and queues handed over and taken back.
+//!
+//! Every request waits for its answer for a bounded time: a back end that hangs is as good as gone.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::time::Duration;
+
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::GuestMemoryBackend;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::VhostUserError;
+use crate::memory::GuestRam;
+use crate::virtio::queue::QueueState;
+use crate::virtio::{QueueIndex, QueueStart};
+
+/// How long a back end may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A connection.
+pub(super) struct Link {
+    frontend: Frontend,
+    /// The same socket, to see that the back end is gone.
+    socket: Arc<UnixStream>,
+    gone: Arc<AtomicBool>,
+    path: String,
+    /// What the back end offers.
+    pub features: u64,
+    protocol: VhostUserProtocolFeatures,
+}
+
+/// The other end of a connection, as a relay sees it.
+pub(super) struct Watch {
+    pub socket: Arc<UnixStream>,
+    /// It is known to be gone.
+    pub gone: Arc<AtomicBool>,
+    pub path: String,
+}
+
+impl Link {
+    /// Connects and negotiates the protocol; the back end must serve `queues` queues.
+    pub fn connect(path: &Path, queues: u16) -> Result<Link, VhostUserError> {
+        let shown = path.display().to_string();
+        let connect = |source| VhostUserError::Connect {
+            path: path.display().to_string(),
+            source,
+        };
+        let socket = UnixStream::connect(path).map_err(connect)?;
+        socket.set_read_timeout(Some(PATIENCE)).map_err(connect)?;
+        socket.set_write_timeout(Some(PATIENCE)).map_err(connect)?;
+        let watched = socket.try_clone().map_err(connect)?;
+        let mut link = Link {
+            frontend: Frontend::from_stream(socket, queues.into()),
+            socket: Arc::new(watched),
+            gone: Arc::new(AtomicBool::new(false)),
+            path: shown,
+            features: 0,
+            protocol: VhostUserProtocolFeatures::empty(),
+        };
+        let offered = link.frontend.get_features();
+        link.features = link.asked("GET_FEATURES", offered)?;
+        let owned = link.frontend.set_owner();
+        link.asked("SET_OWNER", owned)?;
+        if link.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
+            return Err(link.lacks("knows no protocol features: it is too old"));
+        }
+        let offered = link.frontend.get_protocol_features();
+        let wanted = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIG;
+        link.protocol = link.asked("GET_PROTOCOL_FEATURES", offered)? & wanted;
+        let set = link.frontend.set_protocol_features(link.protocol);
+        link.asked("SET_PROTOCOL_FEATURES", set)?;
+        if link.protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            link.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+        let serves = match link.protocol.contains(VhostUserProtocolFeatures::MQ) {
+            true => {
+                let number = link.frontend.get_queue_num();
+                link.asked("GET_QUEUE_NUM", number)?
+            }
+            false => 1,
+        };
+        // Without MQ a back end has as many queues as its device needs at least.
+        if link.protocol.contains(VhostUserProtocolFeatures::MQ) && serves < queues.into() {
+            return Err(link.lacks(&format!(
+                "serves {serves} queues and not {queues}: start it with more, or give num_queues={serves}"
+            )));
+        }
+        Ok(link)
+    }
+
+    fn asked<T>(&self, what: &'static str, result: vhost::Result<T>) -> Result<T, VhostUserError> {
+        result.map_err(|source| VhostUserError::Request {
+            path: self.path.clone(),
+            what,
+            source,
+        })
+    }
+
+    /// It lacks something.
+    pub fn lacks(&self, what: &str) -> VhostUserError {
+        VhostUserError::Lacks {
+            path: self.path.clone(),
+            what: what.to_owned(),
+        }
+    }
+
+    /// Whether the back end was seen to be gone.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// What sees that the back end is gone.
+    pub fn watch(&self) -> Watch {
+        Watch {
+            socket: self.socket.clone(),
+            gone: self.gone.clone(),
+            path: self.path.clone(),
+        }
+    }
+
+    /// The first `len` bytes of the device's configuration space.
+    pub fn config(&mut self, len: usize) -> Result<Vec<u8>, VhostUserError> {
+        if !self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
+            return Err(self.lacks("does not tell its configuration: use one that does"));
+        }
+        let empty = vec![0; len];
+        let flags = VhostUserConfigFlags::empty();
+        let answer = self.frontend.get_config(0, len as u32, flags, &empty);
+        let (_, mut config) = self.asked("GET_CONFIG", answer)?;
+        config.resize(len, 0);
+        Ok(config)
+    }
+
+    /// Says what the driver accepted, and hands the guest's memory over.
+    pub fn begin(&mut self, negotiated: u64, memory: &GuestRam) -> Result<(), VhostUserError> {
+        let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        // What the back end does not know of (a network's address) is ours.
+        let set = self
+            .frontend
+            .set_features(negotiated & self.features | protocol);
+        self.asked("SET_FEATURES", set)?;
+        let regions: vhost::Result<Vec<_>> = memory
+            .memory()
+            .iter()
+            .map(VhostUserMemoryRegionInfo::from_guest_region)
+            .collect();
+        let regions = self.asked("SET_MEM_TABLE", regions)?;
+        let set = self.frontend.set_mem_table(&regions);
+        self.asked("SET_MEM_TABLE", set).map(drop)
+    }
+
+    /// Hands a queue over; the bell that the back end rings for used buffers.
+    pub fn start(
+        &mut self,
+        index: QueueIndex,
+        start: &QueueStart,
+    ) -> Result<EventFd, VhostUserError> {
+        let (state, number) = (start.state, usize::from(index));
+        let host = |addr: u64| {
+            let at = start.memory.host_range(addr, 1);
+            at.map_or(0, |at| at as u64)
+        };
+        let rings = VringConfigData {
+            queue_max_size: state.size,
+            queue_size: state.size,
+            flags: 0,
+            desc_table_addr: host(state.desc),
+            used_ring_addr: host(state.used),
+            avail_ring_addr: host(state.avail),
+            log_addr: None,
+        };
+        let call = EventFd::new(0);
+        let call = self.asked("an eventfd", call.map_err(vhost::Error::VhostOpen))?;
+        let frontend = &self.frontend;
+        let steps = [
+            ("SET_VRING_NUM", frontend.set_vring_num(number, state.size)),
+            (
+                "SET_VRING_BASE",
+                frontend.set_vring_base(number, state.next_avail),
+            ),
+            ("SET_VRING_ADDR", frontend.set_vring_addr(number, &rings)),
+            ("SET_VRING_CALL", frontend.set_vring_call(number, &call)),
+            (
+                "SET_VRING_KICK",
+                frontend.set_vring_kick(number, &start.kick),
+            ),
+        ];
+        for (what, done) in steps {
+            self.asked(what, done)?;
+        }
+        let enabled = self.frontend.set_vring_enable(number, true);
+        self.asked("SET_VRING_ENABLE", enabled)?;
+        // What the driver rang for before is looked at.
+        let _ = start.kick.write(1);
+        Ok(call)
+    }
+
+    /// Takes a queue back, with nothing in flight: where it stands; none if the back end does not say.
+    pub fn stop(
+        &mut self,
+        index: QueueIndex,
+        state: QueueState,
+        memory: &GuestRam,
+    ) -> Option<QueueState> {
+        if self.is_gone() {
+            return None;
+        }
+        let base = match self.frontend.get_vring_base(index.into()) {
+            Ok(base) => base,
+            Err(e) => {
+                log::warn!(
+                    "the vhost-user back end on {} keeps queue {index}: {e}",
+                    self.path
+                );
+                self.gone.store(true, Ordering::Release);
+                return None;
+            }
+        };
+        fence(Ordering::Acquire);
+        let used = memory.host_range(state.used, 4)?.cast::<u16>();
+        // SAFETY: the used ring's index, its second field, is in guest RAM, which `memory` keeps mapped;
+        // rings are aligned (checked when the queue started).
+        let next_used = unsafe { used.add(1).read_volatile() };
+        Some(QueueState {
+            next_avail: base as u16,
+            next_used,
+            ..state
+        })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        log::debug!(
+            "closing the connection {} to {}",
+            self.socket.as_raw_fd(),
+            self.path
+        );
+    }
+}
