@@ -15,5 +15,6 @@ mod pci;
 mod qcow2;
 mod refusals;
 mod streams;
+mod vhost_user;
 mod vsock;
 mod workers;

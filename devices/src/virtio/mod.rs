@@ -99,6 +99,11 @@ pub trait VirtioDevice: Send {
     /// Stops a queue, waits until nothing of it is in flight, and returns where it stood. None if
     /// it did not run. Never called from a vCPU.
     fn stop_queue(&mut self, index: QueueIndex) -> Option<QueueState>;
+    /// Lets another worker serve a queue that runs, if that takes no stop. False if it does: then it is
+    /// stopped and started.
+    fn move_queue(&mut self, _index: QueueIndex, _worker: &WorkerHandle) -> bool {
+        false
+    }
     /// Its queues run on one worker, and go to another together.
     fn moves_whole(&self) -> bool {
         false

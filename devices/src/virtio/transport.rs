@@ -58,7 +58,7 @@ struct Shared {
     isr: AtomicU8,
     msix: Msix,
     config_vector: AtomicU16,
-    /// How often the driver broke the device.
+    /// How often the device gave up.
     breaks: AtomicU32,
 }
 
@@ -106,14 +106,11 @@ impl Notify for QueueNotify {
                     ""
                 };
                 log::error!(
-                    "{}: the guest's driver broke the device: {why}{last}",
+                    "{}: the device needs a reset: {why}{last}",
                     self.shared.name
                 );
             }
-            _ => log::debug!(
-                "{}: the guest's driver broke the device: {why}",
-                self.shared.name
-            ),
+            _ => log::debug!("{}: the device needs a reset: {why}", self.shared.name),
         }
         self.shared.registers.lock().status |= features::STATUS_NEEDS_RESET;
         self.config_changed();
@@ -301,7 +298,7 @@ impl VirtioPci {
             };
             let notify = start.notify.clone();
             if let Err(e) = device.start_queue(index, start) {
-                notify.needs_reset(&format!("queue {index} cannot start: {e}"));
+                notify.needs_reset(&format!("queue {index} cannot start: {}", chain(&e)));
             }
         }
     }
@@ -351,7 +348,9 @@ impl VirtioPci {
             (registers.running, registers.driver_features)
         };
         if running {
-            let states = self.stop_queues(&mut **device, indices);
+            let mut others = indices.to_vec();
+            others.retain(|index| !device.move_queue(*index, worker));
+            let states = self.stop_queues(&mut **device, &others);
             self.start_queues(&mut **device, negotiated, &states);
         }
     }
@@ -443,6 +442,17 @@ impl VirtioPci {
         let target = config.space.read(at + 8, 4);
         matches!(len, 1 | 2 | 4).then_some((target.into(), len as u8))
     }
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 /// The function's configuration space, and where its MSI-X and window capabilities are.

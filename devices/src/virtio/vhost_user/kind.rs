@@ -5,6 +5,8 @@ use super::link::Link;
 use crate::virtio::features;
 use crate::virtio::net::Mac;
 
+const BLK_SIZE_MAX: u64 = 1 << 1;
+const BLK_SEG_MAX: u64 = 1 << 2;
 const BLK_MQ: u64 = 1 << 12;
 const NET_MAC: u64 = 1 << 5;
 const NET_CTRL_VQ: u64 = 1 << 17;
@@ -53,13 +55,23 @@ impl VhostUserKind {
             }
     }
 
-    /// The configuration space.
-    pub(super) fn config(&self, link: &mut Link, queues: u16) -> Result<Vec<u8>, VhostUserError> {
-        Ok(match self {
+    /// The configuration space, and what is still `offered` in its light.
+    pub(super) fn config(
+        &self,
+        link: &mut Link,
+        queues: u16,
+        offered: u64,
+    ) -> Result<(Vec<u8>, u64), VhostUserError> {
+        let config = match self {
             VhostUserKind::Blk => {
                 let mut config = link.config(BLK_CONFIG)?;
                 config[34..36].copy_from_slice(&queues.to_le_bytes());
-                config
+                // Some back ends offer limits of zero, by which no driver could go.
+                let none = |at: usize| config[at..at + 4] == [0; 4];
+                let limits = [(8, BLK_SIZE_MAX), (12, BLK_SEG_MAX)];
+                let empty = limits.into_iter().filter(|(at, _)| none(*at));
+                let offered = empty.fold(offered, |offered, (_, bit)| offered & !bit);
+                return Ok((config, offered));
             }
             VhostUserKind::Net(mac) => {
                 // Address, status (link up), one pair.
@@ -78,7 +90,8 @@ impl VhostUserKind {
                 config[TAG_LEN..].copy_from_slice(&requests.to_le_bytes());
                 config
             }
-        })
+        };
+        Ok((config, offered))
     }
 }
 

@@ -1,13 +1,16 @@
 //! The connection to a back end: what is negotiated, and queues handed over and taken back.
 //!
-//! Every request waits for its answer for a bounded time: a back end that hangs is as good as gone.
+//! Every round of requests is watched: a back end that does not answer in time is cut off, which ends the
+//! wait for it.
 
+use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
@@ -54,8 +57,6 @@ impl Link {
             source,
         };
         let socket = UnixStream::connect(path).map_err(connect)?;
-        socket.set_read_timeout(Some(PATIENCE)).map_err(connect)?;
-        socket.set_write_timeout(Some(PATIENCE)).map_err(connect)?;
         let watched = socket.try_clone().map_err(connect)?;
         let mut link = Link {
             frontend: Frontend::from_stream(socket, queues.into()),
@@ -65,6 +66,12 @@ impl Link {
             features: 0,
             protocol: VhostUserProtocolFeatures::empty(),
         };
+        let watched = link.socket.clone();
+        guarded(&watched, || link.negotiate(queues)).map(|()| link)
+    }
+
+    fn negotiate(&mut self, queues: u16) -> Result<(), VhostUserError> {
+        let link = self;
         let offered = link.frontend.get_features();
         link.features = link.asked("GET_FEATURES", offered)?;
         let owned = link.frontend.set_owner();
@@ -89,13 +96,12 @@ impl Link {
             }
             false => 1,
         };
-        // Without MQ a back end has as many queues as its device needs at least.
         if link.protocol.contains(VhostUserProtocolFeatures::MQ) && serves < queues.into() {
             return Err(link.lacks(&format!(
                 "serves {serves} queues and not {queues}: start it with more, or give num_queues={serves}"
             )));
         }
-        Ok(link)
+        Ok(())
     }
 
     fn asked<T>(&self, what: &'static str, result: vhost::Result<T>) -> Result<T, VhostUserError> {
@@ -130,6 +136,11 @@ impl Link {
 
     /// The first `len` bytes of the device's configuration space.
     pub fn config(&mut self, len: usize) -> Result<Vec<u8>, VhostUserError> {
+        let watched = self.socket.clone();
+        guarded(&watched, || self.ask_config(len))
+    }
+
+    fn ask_config(&mut self, len: usize) -> Result<Vec<u8>, VhostUserError> {
         if !self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
             return Err(self.lacks("does not tell its configuration: use one that does"));
         }
@@ -143,6 +154,11 @@ impl Link {
 
     /// Says what the driver accepted, and hands the guest's memory over.
     pub fn begin(&mut self, negotiated: u64, memory: &GuestRam) -> Result<(), VhostUserError> {
+        let watched = self.socket.clone();
+        guarded(&watched, || self.hand_memory(negotiated, memory))
+    }
+
+    fn hand_memory(&mut self, negotiated: u64, memory: &GuestRam) -> Result<(), VhostUserError> {
         let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         // What the back end does not know of (a network's address) is ours.
         let set = self
@@ -161,6 +177,15 @@ impl Link {
 
     /// Hands a queue over; the bell that the back end rings for used buffers.
     pub fn start(
+        &mut self,
+        index: QueueIndex,
+        start: &QueueStart,
+    ) -> Result<EventFd, VhostUserError> {
+        let watched = self.socket.clone();
+        guarded(&watched, || self.hand_queue(index, start))
+    }
+
+    fn hand_queue(
         &mut self,
         index: QueueIndex,
         start: &QueueStart,
@@ -205,6 +230,21 @@ impl Link {
         Ok(call)
     }
 
+    /// Waits until the back end has answered all that is available, as far as it does so soon. Some break
+    /// when a queue is taken from them that they are at work on.
+    pub fn drain(&self, state: QueueState, memory: &GuestRam) {
+        const LOOK: Duration = Duration::from_micros(100);
+        let deadline = Instant::now() + PATIENCE;
+        let index = |ring| ring_index(ring, memory);
+        while !self.is_gone() && index(state.avail) != index(state.used) {
+            if Instant::now() > deadline {
+                log::warn!("the vhost-user back end on {} is slow to answer", self.path);
+                return;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Takes a queue back, with nothing in flight: where it stands; none if the back end does not say.
     pub fn stop(
         &mut self,
@@ -215,7 +255,8 @@ impl Link {
         if self.is_gone() {
             return None;
         }
-        let base = match self.frontend.get_vring_base(index.into()) {
+        let base = guarded(&self.socket, || self.frontend.get_vring_base(index.into()));
+        let base = match base {
             Ok(base) => base,
             Err(e) => {
                 log::warn!(
@@ -226,17 +267,41 @@ impl Link {
                 return None;
             }
         };
-        fence(Ordering::Acquire);
-        let used = memory.host_range(state.used, 4)?.cast::<u16>();
-        // SAFETY: the used ring's index, its second field, is in guest RAM, which `memory` keeps mapped;
-        // rings are aligned (checked when the queue started).
-        let next_used = unsafe { used.add(1).read_volatile() };
         Some(QueueState {
             next_avail: base as u16,
-            next_used,
+            next_used: ring_index(state.used, memory)?,
             ..state
         })
     }
+}
+
+/// The index of an available or a used ring, its second field.
+fn ring_index(ring: u64, memory: &GuestRam) -> Option<u16> {
+    let field = memory.host_range(ring, 4)?.cast::<u16>();
+    // SAFETY: both fields are in guest RAM, which `memory` keeps mapped; rings are aligned (checked when the
+    // queue started).
+    let index = unsafe { field.add(1).read_volatile() };
+    fence(Ordering::Acquire);
+    Some(index)
+}
+
+/// Does `work`, which asks the other end of `socket` for something, and cuts the connection if that takes too
+/// long. The protocol's library would wait for ever.
+fn guarded<T>(socket: &UnixStream, work: impl FnOnce() -> T) -> T {
+    let (done, wait) = sync_channel::<()>(0);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if wait.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                log::warn!(
+                    "a vhost-user back end did not answer within {PATIENCE:?}: cutting it off"
+                );
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
 }
 
 impl Drop for Link {

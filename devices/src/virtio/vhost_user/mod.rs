@@ -17,6 +17,7 @@ use super::features;
 use super::queue::QueueState;
 use super::running::Running;
 use super::{QueueIndex, QueueStart, StartError, VirtioDevice};
+use crate::worker::WorkerHandle;
 pub use kind::{TAG_LEN, VhostUserKind};
 use link::Link;
 use relay::Relay;
@@ -84,7 +85,7 @@ impl VhostUser {
         if !features::has(offered, features::VERSION_1) {
             return Err(link.lacks("is older than virtio 1.0: use another"));
         }
-        let config = kind.config(&mut link, queues)?;
+        let (config, offered) = kind.config(&mut link, queues, offered)?;
         Ok(VhostUser {
             path: path.display().to_string(),
             queue_sizes: vec![queue_size; queues.into()],
@@ -94,6 +95,19 @@ impl VhostUser {
             kind,
             link: Some(link),
         })
+    }
+
+    /// Begins with the back end, or with its successor if it went away unseen.
+    fn begin(&mut self, start: &QueueStart) -> Result<(), VhostUserError> {
+        let begun = self.link()?.begin(start.features, &start.memory);
+        match begun {
+            Err(e) => {
+                log::info!("connecting anew: {e}");
+                self.link = None;
+                self.link()?.begin(start.features, &start.memory)
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// The connection, made anew if the back end went away.
@@ -144,12 +158,12 @@ impl VirtioDevice for VhostUser {
         let first = self.running.iter().all(Option::is_none);
         let refused = |e: VhostUserError| StartError::Host {
             what: "its vhost-user back end cannot serve it",
-            source: std::io::Error::other(chain(&e)),
+            source: std::io::Error::other(e),
         };
-        let link = self.link().map_err(refused)?;
         if first {
-            link.begin(start.features, &start.memory).map_err(refused)?;
+            self.begin(&start).map_err(refused)?;
         }
+        let link = self.link().map_err(refused)?;
         let call = link.start(index, &start).map_err(refused)?;
         let gone = link.watch();
         let (state, memory) = (start.state, start.memory.clone());
@@ -164,10 +178,37 @@ impl VirtioDevice for VhostUser {
         Ok(())
     }
 
+    /// Only the relay moves: the back end goes on.
+    fn move_queue(&mut self, index: QueueIndex, worker: &WorkerHandle) -> bool {
+        let Some(served) = self
+            .running
+            .get_mut(usize::from(index))
+            .and_then(Option::take)
+        else {
+            return false;
+        };
+        let Served {
+            state,
+            memory,
+            relay,
+        } = served;
+        let Some(relay) = relay.stop() else {
+            return false;
+        };
+        let relay = Running::attach(worker.clone(), |home| relay.again(home));
+        self.running[usize::from(index)] = Some(Served {
+            state,
+            memory,
+            relay,
+        });
+        true
+    }
+
     fn stop_queue(&mut self, index: QueueIndex) -> Option<QueueState> {
         let served = self.running.get_mut(usize::from(index))?.take()?;
         served.relay.stop();
         let link = self.link.as_mut()?;
+        link.drain(served.state, &served.memory);
         let state = link.stop(index, served.state, &served.memory);
         if state.is_none() {
             // It is not known where the queue stands, nor what the back end still does with it.
@@ -175,15 +216,4 @@ impl VirtioDevice for VhostUser {
         }
         state
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text += &format!(": {cause}");
-        next = cause.source();
-    }
-    text
 }

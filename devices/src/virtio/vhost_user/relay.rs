@@ -41,6 +41,14 @@ impl Relay {
         }
     }
 
+    /// The same, to be attached again.
+    pub fn again(self, home: Return<Relay>) -> Relay {
+        let mut relay = Relay::new(self.start, self.call, self.watch, home);
+        // A call that came in between is passed on.
+        relay.rung = true;
+        relay
+    }
+
     fn wait(&mut self, io: &mut Io<'_>) {
         if self.stopping {
             return;
