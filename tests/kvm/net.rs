@@ -57,3 +57,19 @@ fn two_networks_and_a_disk_do_not_disturb_each_other() {
         .run();
     exit.all_ok(3);
 }
+
+#[test]
+fn the_kernel_serves_a_network_where_it_can_and_is_asked_for_by_name_where_not() {
+    let tap = Tap::new();
+    let task = format!("run=net-ping:ip={}:peer={}", tap.guest(), tap.host());
+    let exit = Builder::payload(&task)
+        .flag("--net", format!("tap={},vhost=on", tap.name))
+        .run();
+    match std::path::Path::new("/dev/vhost-net").exists() {
+        true => exit.all_ok(1),
+        false => exit.refused(1, &["/dev/vhost-net", "load the module vhost_net"]),
+    };
+    let options = format!("tap={},vhost=on,ops_size=1,ops_refill_time=1", tap.name);
+    let limited = Builder::payload("run=mem").flag("--net", options).run();
+    limited.refused(1, &["_net0", "without limits"]);
+}

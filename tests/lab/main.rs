@@ -6,3 +6,4 @@ mod devices;
 mod disks;
 mod ends;
 mod kernels;
+mod sharing;

@@ -15,6 +15,7 @@ mod progress;
 mod soak;
 mod sources;
 mod test;
+mod virtiofsd;
 mod workspace;
 
 use std::process::ExitCode;

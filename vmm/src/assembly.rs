@@ -17,7 +17,7 @@ use skerry_devices::stream::{Input, Output, OutputGuard};
 use skerry_devices::virtio::VirtioDevice;
 use skerry_devices::virtio::blk::Blk;
 use skerry_devices::virtio::console::{Console, ConsoleIo};
-use skerry_devices::virtio::net::{Net, NetOffloads, Tap};
+use skerry_devices::virtio::net::{Net, NetOffloads, Tap, VhostNet};
 use skerry_devices::virtio::rng::Rng;
 use skerry_devices::virtio::transport::{BAR_SIZE, VirtioPci};
 use skerry_devices::virtio::vhost_user::{VhostUser, VhostUserKind};
@@ -173,7 +173,7 @@ impl Assembly {
                 )?;
                 continue;
             }
-            let taps = Tap::open(&net.tap, net.num_queues / 2)?;
+            let mut taps = Tap::open(&net.tap, net.num_queues / 2)?;
             let mac = net
                 .mac
                 .as_deref()
@@ -183,6 +183,17 @@ impl Assembly {
                 csum: net.offload_csum,
                 tso: net.offload_tso,
             };
+            if let Some(tap) = taps.pop_if(|_| net.vhost) {
+                let (size, ram) = (net.queue_size, &self.ram);
+                let device = VhostNet::new(tap, mac, net.mtu, size, offloads, ram)?;
+                let worker = workers.named(net.worker.as_deref())?;
+                self.add(
+                    net.id.as_deref().unwrap_or_default(),
+                    Box::new(device),
+                    worker,
+                )?;
+                continue;
+            }
             let device = Net::new(taps, mac, net.mtu, net.queue_size, offloads);
             let device =
                 device.limited([(); 2].map(|()| limiter(net.rate_limiter_config.as_ref())));

@@ -17,7 +17,7 @@ use skerry_devices::legacy::AcpiEvents;
 use skerry_devices::memory::GuestRam;
 use skerry_devices::pci::PciError;
 use skerry_devices::stream::{Input, OutputGuard};
-use skerry_devices::virtio::net::TapError;
+use skerry_devices::virtio::net::{TapError, VhostNetError};
 use skerry_devices::virtio::transport::VirtioPci;
 use skerry_devices::virtio::vhost_user::VhostUserError;
 use skerry_devices::virtio::vsock::VsockError;
@@ -65,6 +65,8 @@ pub enum MachineError {
     Tap(#[from] TapError),
     #[error(transparent)]
     Vsock(#[from] VsockError),
+    #[error(transparent)]
+    VhostNet(#[from] VhostNetError),
     #[error(transparent)]
     VhostUser(#[from] VhostUserError),
     #[error(transparent)]

@@ -6,6 +6,7 @@ pub mod console;
 pub mod features;
 pub mod net;
 pub mod queue;
+mod relay;
 pub mod rng;
 mod running;
 mod served;

@@ -102,6 +102,16 @@ struct Descriptor {
     next: u16,
 }
 
+/// The index of an available or a used ring at a guest address, for queues that are served elsewhere.
+pub(super) fn ring_index(ring: u64, memory: &GuestRam) -> Option<u16> {
+    let field = memory.host_range(ring, 4)?.cast::<u16>();
+    // SAFETY: the index is the ring's second field, and both are in guest RAM, which `memory` keeps mapped;
+    // rings are aligned (checked when the queue was started).
+    let index = unsafe { field.add(1).read_volatile() };
+    fence(Ordering::Acquire);
+    Some(index)
+}
+
 /// A running queue.
 pub struct Queue {
     memory: GuestRam,

@@ -13,7 +13,7 @@ const INIT: &str = include_str!("init.sh");
 /// The distribution's own kernel: the one users of this release have.
 const KERNEL: &str = "linux-image-amd64";
 /// Loaded before the command runs; all others load by name or when their device file is opened.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 8] = [
     "virtio_pci",
     "virtio_console",
     "9p",
@@ -21,9 +21,10 @@ const MODULES: [&str; 7] = [
     "overlay",
     "kvm-amd",
     "tun",
+    "vhost_net",
 ];
 /// Counted up when this file makes the lab differently.
-const EDITION: u32 = 1;
+const EDITION: u32 = 2;
 
 const QEMU: Need = Need {
     program: "qemu-system-x86_64",

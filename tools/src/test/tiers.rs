@@ -10,7 +10,7 @@ use super::count::{self, Count};
 use crate::packages::Need;
 use crate::probe::{Probe, probe};
 use crate::progress::Step;
-use crate::{cargo, command, guest, packages, workspace};
+use crate::{cargo, command, guest, packages, virtiofsd, workspace};
 
 /// The lab tier's time limit in the lab, in seconds.
 const LAB_TIMEOUT: &str = "1800";
@@ -56,7 +56,8 @@ pub fn lab(filter: Option<&str>, in_lab: bool, count: &mut Count) -> Result<()> 
     let programs = build_programs()?;
     let tests = build_tests("lab")?;
     let guest = guest::build()?;
-    let environment = environment(&programs, Some(&guest.folder));
+    let mut environment = environment(&programs, Some(&guest.folder));
+    environment.push(("SKERRY_VIRTIOFSD", virtiofsd::ensure()?));
     let words = ["--test-threads=1", "--nocapture"]
         .map(OsString::from)
         .into_iter()

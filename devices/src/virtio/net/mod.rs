@@ -4,6 +4,7 @@ mod control;
 mod rx;
 mod tap;
 mod tx;
+mod vhost;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
@@ -18,6 +19,7 @@ use super::{Counter, QueueIndex, QueueStart, StartError, VirtioDevice};
 use crate::limit::{Limiter, Throttle};
 use crate::worker::FdWait;
 pub use tap::{Offloads, Tap, TapError, VNET_HEADER};
+pub use vhost::{VhostNet, VhostNetError};
 
 const F_CSUM: u32 = 0;
 const F_GUEST_CSUM: u32 = 1;
@@ -87,23 +89,8 @@ impl Net {
         offloads: NetOffloads,
     ) -> Net {
         let pairs = taps.len();
-        let mut features = features::COMMON | 1 << F_MAC | 1 << F_MRG_RXBUF | 1 << F_STATUS;
-        if offloads.csum {
-            features |= 1 << F_CSUM | 1 << F_GUEST_CSUM;
-        }
-        if offloads.csum && offloads.tso {
-            features |= 1 << F_GUEST_TSO4 | 1 << F_GUEST_TSO6 | 1 << F_GUEST_ECN;
-            features |= 1 << F_HOST_TSO4 | 1 << F_HOST_TSO6 | 1 << F_HOST_ECN;
-        }
-        // struct virtio_net_config: mac, status (link up), max_virtqueue_pairs, mtu.
-        let mut config = [0; 12];
-        config[..6].copy_from_slice(&mac);
-        config[6] = 1;
-        config[8..10].copy_from_slice(&(pairs as u16).to_le_bytes());
-        if let Some(mtu) = mtu {
-            features |= 1 << F_MTU;
-            config[10..12].copy_from_slice(&mtu.to_le_bytes());
-        }
+        let mut features = features_of(offloads, mtu);
+        let config = config_of(mac, pairs as u16, mtu);
         let mut queue_sizes = vec![queue_size; 2 * pairs];
         if pairs > 1 {
             features |= 1 << F_MQ | 1 << F_CTRL_VQ;
@@ -154,6 +141,42 @@ impl Net {
             };
             2 * pairs
         })
+    }
+}
+
+/// What is offered on a tap with one queue pair.
+fn features_of(offloads: NetOffloads, mtu: Option<u16>) -> u64 {
+    let mut features = features::COMMON | 1 << F_MAC | 1 << F_MRG_RXBUF | 1 << F_STATUS;
+    if offloads.csum {
+        features |= 1 << F_CSUM | 1 << F_GUEST_CSUM;
+    }
+    if offloads.csum && offloads.tso {
+        features |= 1 << F_GUEST_TSO4 | 1 << F_GUEST_TSO6 | 1 << F_GUEST_ECN;
+        features |= 1 << F_HOST_TSO4 | 1 << F_HOST_TSO6 | 1 << F_HOST_ECN;
+    }
+    if mtu.is_some() {
+        features |= 1 << F_MTU;
+    }
+    features
+}
+
+/// struct virtio_net_config: mac, status (link up), max_virtqueue_pairs, mtu.
+fn config_of(mac: Mac, pairs: u16, mtu: Option<u16>) -> [u8; 12] {
+    let mut config = [0; 12];
+    config[..6].copy_from_slice(&mac);
+    config[6] = 1;
+    config[8..10].copy_from_slice(&pairs.to_le_bytes());
+    config[10..12].copy_from_slice(&mtu.unwrap_or(0).to_le_bytes());
+    config
+}
+
+/// What may be in frames to a guest whose driver accepted what `has` says.
+fn tap_offloads(has: impl Fn(u32) -> bool) -> Offloads {
+    Offloads {
+        csum: has(F_GUEST_CSUM),
+        tso4: has(F_GUEST_TSO4),
+        tso6: has(F_GUEST_TSO6),
+        ecn: has(F_GUEST_ECN),
     }
 }
 
@@ -213,12 +236,7 @@ impl VirtioDevice for Net {
                 return Err(StartError::Index(index));
             }
             let has = |bit| features::has(start.features, bit);
-            let offloads = Offloads {
-                csum: has(F_GUEST_CSUM),
-                tso4: has(F_GUEST_TSO4),
-                tso6: has(F_GUEST_TSO6),
-                ecn: has(F_GUEST_ECN),
-            };
+            let offloads = tap_offloads(has);
             if index == 0 {
                 // They are the interface's, not the queue's.
                 tap.set_offloads(offloads)

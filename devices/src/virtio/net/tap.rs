@@ -142,6 +142,11 @@ impl Tap {
         Ok(Tap(file))
     }
 
+    /// The open queue.
+    pub(super) fn file(&self) -> &File {
+        &self.0
+    }
+
     /// Lets the host spread frames over this queue of a multi-queue tap, or not.
     pub fn set_attached(&self, attached: bool) -> io::Result<()> {
         let request = IfReq {

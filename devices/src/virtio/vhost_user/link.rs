@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::VhostUserError;
 use crate::memory::GuestRam;
-use crate::virtio::queue::QueueState;
+use crate::virtio::queue::{QueueState, ring_index};
 use crate::virtio::{QueueIndex, QueueStart};
 
 /// How long a back end may take to answer.
@@ -41,7 +41,7 @@ pub(super) struct Link {
 }
 
 /// The other end of a connection, as a relay sees it.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     pub socket: Arc<UnixStream>,
     /// It is known to be gone.
     pub gone: Arc<AtomicBool>,
@@ -273,16 +273,6 @@ impl Link {
             ..state
         })
     }
-}
-
-/// The index of an available or a used ring, its second field.
-fn ring_index(ring: u64, memory: &GuestRam) -> Option<u16> {
-    let field = memory.host_range(ring, 4)?.cast::<u16>();
-    // SAFETY: both fields are in guest RAM, which `memory` keeps mapped; rings are aligned (checked when the
-    // queue started).
-    let index = unsafe { field.add(1).read_volatile() };
-    fence(Ordering::Acquire);
-    Some(index)
 }
 
 /// Does `work`, which asks the other end of `socket` for something, and cuts the connection if that takes too

@@ -7,7 +7,6 @@
 
 mod kind;
 mod link;
-mod relay;
 
 use std::path::Path;
 
@@ -15,12 +14,13 @@ use thiserror::Error;
 
 use super::features;
 use super::queue::QueueState;
+use super::relay::Relay;
 use super::running::Running;
 use super::{QueueIndex, QueueStart, StartError, VirtioDevice};
 use crate::worker::WorkerHandle;
 pub use kind::{TAG_LEN, VhostUserKind};
 use link::Link;
-use relay::Relay;
+pub(super) use link::Watch;
 
 /// Why a back end cannot be used.
 #[derive(Debug, Error)]
@@ -168,7 +168,7 @@ impl VirtioDevice for VhostUser {
         let gone = link.watch();
         let (state, memory) = (start.state, start.memory.clone());
         let relay = Running::attach(start.worker.clone(), |home| {
-            Relay::new(start, call, gone, home)
+            Relay::new(start, call, Some(gone), home)
         });
         self.running[usize::from(index)] = Some(Served {
             state,

@@ -1,4 +1,5 @@
-//! Turns a back end's calls into interrupts, and notices when it is gone.
+//! Turns the calls of whoever serves a queue elsewhere (vhost-user, vhost-net) into interrupts, and notices
+//! when a back end is gone.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -6,9 +7,9 @@ use std::sync::atomic::Ordering;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::link::Watch;
-use crate::virtio::QueueStart;
-use crate::virtio::running::{Return, abandon};
+use super::QueueStart;
+use super::running::{Return, abandon};
+use super::vhost_user::Watch;
 use crate::worker::{FdWait, Io, KickWait, Source};
 
 const CALL: u32 = 0;
@@ -20,7 +21,8 @@ pub(super) struct Relay {
     call: EventFd,
     called: KickWait,
     rung: bool,
-    watch: Watch,
+    /// The back end's socket; the kernel has none.
+    watch: Option<Watch>,
     socket: FdWait,
     stopping: bool,
     /// None when it was given up.
@@ -28,7 +30,12 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    pub fn new(start: QueueStart, call: EventFd, watch: Watch, home: Return<Relay>) -> Relay {
+    pub fn new(
+        start: QueueStart,
+        call: EventFd,
+        watch: Option<Watch>,
+        home: Return<Relay>,
+    ) -> Relay {
         Relay {
             start,
             call,
@@ -54,10 +61,11 @@ impl Relay {
             return;
         }
         self.called.arm(io, CALL, &self.call);
-        if !self.watch.gone.load(Ordering::Acquire) {
+        if let Some(watch) = &self.watch
+            && !watch.gone.load(Ordering::Acquire)
+        {
             let events = libc::POLLRDHUP;
-            self.socket
-                .arm(io, SOCKET, self.watch.socket.as_fd(), events);
+            self.socket.arm(io, SOCKET, watch.socket.as_fd(), events);
         }
     }
 }
@@ -74,10 +82,12 @@ impl Source for Relay {
         } else {
             self.socket.fired();
             // Each queue's relay sees it; one says so.
-            if !self.stopping && !self.watch.gone.swap(true, Ordering::AcqRel) {
+            if let Some(watch) = self.watch.as_ref().filter(|_| !self.stopping)
+                && !watch.gone.swap(true, Ordering::AcqRel)
+            {
                 let why = format!(
                     "its vhost-user back end on {} went away: start it again, and let the driver reset the device",
-                    self.watch.path
+                    watch.path
                 );
                 self.start.notify.needs_reset(&why);
             }

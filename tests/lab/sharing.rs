@@ -1,0 +1,144 @@
+//! Directories and networks that others serve: virtiofsd, and the host's kernel.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use skerry_tests::vmm::{LONG, Vmm};
+use skerry_tests::{Tap, disk, eventually, given, linux};
+use skerry_vmm_api::endpoints::Operation;
+
+/// A process; it ends with this.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn power_off(vmm: Vmm) {
+    vmm.api().act(Operation::VmPowerButton);
+    vmm.expect_line("guest: going down: poweroff", LONG);
+    let exit = vmm.wait(LONG);
+    assert_eq!(exit.code, Some(0), "{exit}");
+}
+
+#[test]
+fn virtiofsd_shares_a_directory_both_ways() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let (shared, socket) = (folder.path().join("shared"), folder.path().join("fs.sock"));
+    std::fs::create_dir(&shared).expect("a folder");
+    let content: Vec<u8> = (0..3u32 << 20)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 9) as u8)
+        .collect();
+    std::fs::write(shared.join("from-host"), &content).expect("a file");
+    let server = Command::new(given("SKERRY_VIRTIOFSD"))
+        .arg("--socket-path")
+        .arg(&socket)
+        .arg("--shared-dir")
+        .arg(&shared)
+        // The lab's root is no place for its namespaces.
+        .args(["--sandbox", "none", "--log-level", "error"])
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("virtiofsd starts");
+    let _server = Server(server);
+    eventually("virtiofsd listens", Duration::from_secs(60), || {
+        socket.exists().then_some(())
+    });
+    let option = format!("tag=home,socket={}", socket.display());
+    let vmm = linux::boot("vmlinux", "skerry.fs=home")
+        .flag("--fs", option)
+        .with_api()
+        .start();
+    let line = vmm.expect_line("guest: fs home", LONG);
+    let sum = Command::new("sha256sum")
+        .arg(shared.join("from-host"))
+        .output()
+        .expect("sha256sum, of coreutils");
+    let sum = String::from_utf8_lossy(&sum.stdout)
+        .chars()
+        .take(64)
+        .collect::<String>();
+    assert!(
+        line.contains(&format!("sum={sum}")),
+        "{line}, and not {sum}"
+    );
+    vmm.expect_line("guest: ready", LONG);
+    power_off(vmm);
+    let back = std::fs::read(shared.join("from-guest")).expect("the guest's file");
+    assert!(back == content, "the guest left other bytes");
+}
+
+#[test]
+fn the_kernel_moves_the_frames_of_a_network() {
+    let tap = Tap::new();
+    let vmm = linux::boot("vmlinux", &format!("skerry.ip={}/24", tap.guest()))
+        .flag("--net", format!("tap={},vhost=on", tap.name))
+        .with_api()
+        .start();
+    vmm.expect_line("guest: ready", LONG);
+    for bytes in ["56", "1400"] {
+        let ping = || {
+            let output = Command::new("ping")
+                .args(["-c", "3", "-W", "5", "-s", bytes, &tap.guest()])
+                .output()
+                .expect("ping, of iputils-ping");
+            output.status.success().then_some(())
+        };
+        eventually("the guest answers", Duration::from_secs(60), ping);
+    }
+    // Queues are taken back from the kernel and given to it again.
+    for _ in 0..3 {
+        vmm.api().act(Operation::VmPause);
+        vmm.api().act(Operation::VmResume);
+    }
+    let ping = Command::new("ping")
+        .args(["-c", "2", "-W", "5", &tap.guest()])
+        .output();
+    assert!(ping.expect("ping").status.success());
+    power_off(vmm);
+}
+
+#[test]
+fn linux_uses_a_disk_in_every_way_of_waiting() {
+    let vmm = linux::boot("vmlinux", "skerry.do=verify,churn skerry.churn-rounds=6");
+    let data = vmm.path("data.img");
+    disk::create(&data, 24 << 20);
+    let vmm = vmm
+        .flag("--cpus", "boot=2")
+        .flag("--worker", "name=events,poll-max-ns=0")
+        .flag("--worker", "name=polled,poll-max-ns=inf")
+        .flag("--worker", "name=adaptive,poll-max-ns=100000")
+        .flag(
+            "--disk",
+            format!("path={},num_queues=2,worker=events", data.display()),
+        )
+        .with_api()
+        .start();
+    vmm.expect_line("guest: ready", LONG);
+    let api = vmm.api();
+    let go_to = |worker: &str| {
+        api.with(async |c| c.move_queues("_disk1", None, worker).await)
+            .expect("vm.move-queues");
+    };
+    // Each part of the load sees every way, in the middle of it.
+    let mut moved = 0;
+    let verified = eventually("the load ends", LONG, || {
+        go_to(["polled", "adaptive", "events"][moved % 3]);
+        moved += 1;
+        let lines = vmm.lines();
+        let failed = lines
+            .iter()
+            .find(|l| l.contains("FAILED") || l.contains("verify fail"));
+        assert_eq!(failed, None);
+        lines
+            .iter()
+            .any(|l| l.contains("guest: churn ok"))
+            .then_some(moved)
+    });
+    assert!(verified >= 3, "{verified} moves");
+    vmm.expect_line("guest: verify ok", LONG);
+    power_off(vmm);
+}
