@@ -1,5 +1,7 @@
 //! Tests of the configuration's rules.
 
+use skerry_vmm_api::workers::{PollMax, TokenBucketConfig, WorkerConfig};
+
 use super::*;
 
 fn config() -> VmConfig {
@@ -128,4 +130,86 @@ fn addresses_made_from_names_are_valid() {
         assert_eq!(parse_mac(&text.join(":")), Some(mac));
     }
     assert_ne!(mac_of("tap0"), mac_of("tap1"));
+}
+
+#[test]
+fn workers_limits_and_what_others_serve_have_rules_of_their_own() {
+    let disk = || DiskConfig {
+        path: "d".into(),
+        ..DiskConfig::default()
+    };
+    let worker = |name: &str| WorkerConfig {
+        name: name.to_owned(),
+        poll_max_ns: PollMax::default(),
+        affinity: Vec::new(),
+    };
+    refused(|c| c.workers.push(worker("")), &["worker name", "1 to 15"]);
+    refused(
+        |c| c.workers.push(worker("sixteen-letters-")),
+        &["sixteen-letters-"],
+    );
+    refused(
+        |c| c.workers = vec![worker("a"), worker("a")],
+        &["two workers", "`a`"],
+    );
+    refused(
+        |c| c.workers = (0..65).map(|i| worker(&i.to_string())).collect(),
+        &["65 workers"],
+    );
+    refused(|c| c.poll_cap = Some(0), &["poll_cap=0"]);
+    let other = DiskConfig {
+        worker: Some("w".into()),
+        ..disk()
+    };
+    refused(|c| c.disks.push(other), &["_disk0", "--worker name=w"]);
+    let bucket = TokenBucketConfig {
+        size: 1,
+        one_time_burst: None,
+        refill_time: 0,
+    };
+    let limited = DiskConfig {
+        rate_limiter_config: Some(RateLimiterConfig {
+            bandwidth: None,
+            ops: Some(bucket),
+        }),
+        ..disk()
+    };
+    refused(|c| c.disks.push(limited), &["_disk0", "refill_time"]);
+    let served = DiskConfig {
+        vhost_user: true,
+        vhost_socket: Some("s".into()),
+        ..DiskConfig::default()
+    };
+    let mut config = config();
+    config.disks = vec![served.clone()];
+    config.fs = vec![FsConfig {
+        tag: "t".into(),
+        socket: "s".into(),
+        ..FsConfig::default()
+    }];
+    check(&mut config).unwrap();
+    assert_eq!(config.fs[0].id.as_deref(), Some("_fs0"));
+    let both = DiskConfig {
+        path: "d".into(),
+        ..served.clone()
+    };
+    refused(|c| c.disks.push(both), &["_disk0 ", "path"].map(str::trim));
+    let without = DiskConfig {
+        vhost_socket: None,
+        ..served
+    };
+    refused(|c| c.disks.push(without), &["socket=PATH"]);
+    let tag = FsConfig {
+        tag: "x".repeat(37),
+        socket: "s".into(),
+        ..FsConfig::default()
+    };
+    refused(|c| c.fs.push(tag), &["1 to 36 bytes"]);
+    let pairs = NetConfig {
+        tap: "t".into(),
+        vhost: true,
+        num_queues: 4,
+        ..NetConfig::default()
+    };
+    refused(|c| c.net.push(pairs), &["_net0", "one queue pair"]);
 }

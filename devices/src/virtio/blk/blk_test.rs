@@ -244,9 +244,19 @@ fn a_chain_without_room_for_its_status_breaks_the_device() {
 
 #[test]
 fn a_thousand_starts_and_stops_lose_and_double_nothing() {
+    for poll_max in [0, 20_000, u64::MAX] {
+        thousand(poll_max);
+    }
+}
+
+/// Each start is on another worker than the one before.
+fn thousand(poll_max: u64) {
     let mut bench = Bench::new(1 << 20, &FileOptions::default());
+    bench.worker.handle().set_poll_max(poll_max);
+    let mut other = Worker::start("blk-test-2", PollSettings::events(), || Ok(())).unwrap();
     let mut state = STATE;
     for round in 0..1000u16 {
+        std::mem::swap(&mut bench.worker, &mut other);
         bench.start(state, ALL);
         bench.offer(0, u64::from(round % 8), 512, true);
         // Stopped at once: the request is done, or still in the ring for the next start.
