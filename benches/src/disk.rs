@@ -251,7 +251,7 @@ impl Bench<'_> {
             matches!(who.kind(), Kind::Skerry | Kind::Qemu) && who.way != Way::Adaptive
         };
         let contestants: Vec<_> = self.contestants.iter().filter(able).collect();
-        for depth in self.arguments.depth.iter().copied() {
+        for depth in &self.arguments.depth {
             let cmdline = format!(
                 "run=blk-load:op=write:order=stride:depth={depth}:count={COUNT}:limit={SPAN} wait={}",
                 self.arguments.wait()

@@ -91,13 +91,8 @@ pub fn tsc_khz() -> u64 {
 fn version(program: &Path) -> String {
     let output = Command::new(program).arg("--version").output();
     let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
-    let line = text
-        .unwrap_or_default()
-        .lines()
-        .next()
-        .unwrap_or("unknown")
-        .to_owned();
-    line
+    let text = text.unwrap_or_default();
+    text.lines().next().unwrap_or("unknown").to_owned()
 }
 
 impl fmt::Display for Host {

@@ -56,8 +56,12 @@ fn a_disk_is_exact_in_the_guest_and_in_the_back_ends_file() {
         let tasks = "run=blk-verify,blk-sum,blk-discard,reset-dev,blk-verify:0:5,blk-sum";
         let exit = on_socket(tasks, &socket, &format!(",num_queues={queues}")).run();
         exit.all_ok(6);
-        let sums = exit.serial.iter().filter(|l| l.starts_with("ok blk-sum"));
-        let last = sums.last().expect("a sum");
+        let mut sums = exit
+            .serial
+            .iter()
+            .rev()
+            .filter(|l| l.starts_with("ok blk-sum"));
+        let last = sums.next().expect("a sum");
         assert!(last.contains(&disk::checksum(&image)), "{last}");
         std::fs::remove_file(&socket).ok();
     }

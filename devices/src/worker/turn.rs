@@ -115,7 +115,7 @@ impl Turns<'_> {
             true => self.linger.time(),
             false => 0,
         };
-        let (mut time, mut looks) = (begun, 0);
+        let (mut time, mut looks) = (begun, 0u32);
         while !self.ring.is_ready() {
             if time - begun >= awake {
                 add(&self.inbox.stats.sleeps, 1);
@@ -124,7 +124,7 @@ impl Turns<'_> {
             }
             std::hint::spin_loop();
             looks += 1;
-            if looks % (PASSES * POLITE) == 0 {
+            if looks.is_multiple_of(PASSES * POLITE) {
                 std::thread::yield_now();
             }
             time = now();
@@ -238,7 +238,7 @@ impl Turns<'_> {
             self.in_vain = 0;
         } else {
             self.in_vain += 1;
-            if self.in_vain % POLITE == 0 {
+            if self.in_vain.is_multiple_of(POLITE) {
                 std::thread::yield_now();
             }
             add(&self.inbox.stats.polled_ns, piece);

@@ -321,14 +321,16 @@ impl BlkQueue {
         let rest = &slot.iov[slot.first.min(slot.iov.len())..];
         if slot.done == 0 && self.volume.memory_align() == 1 {
             let quick = &mut self.quick;
+            let reads = matches!(slot.request, Request::Read { .. });
+            let writes = matches!(slot.request, Request::Write { .. }) && !self.write_through;
             // SAFETY: the iovecs point into guest RAM, kept mapped by the slot's chain; the view
             // holds the file; without O_DIRECT no memory has to be aligned.
-            let result = match slot.request {
-                Request::Read { .. } => unsafe { quick.read(slot.fd, rest, slot.host) },
-                Request::Write { .. } if !self.write_through => unsafe {
-                    quick.write(slot.fd, rest, slot.host)
-                },
-                _ => None,
+            let result = unsafe {
+                match (reads, writes) {
+                    (true, _) => quick.read(slot.fd, rest, slot.host),
+                    (_, true) => quick.write(slot.fd, rest, slot.host),
+                    _ => None,
+                }
             };
             if let Some(result) = result {
                 return self.completed(queue, io, tag, result);
