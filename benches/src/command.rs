@@ -134,6 +134,8 @@ fn qemu(command: &mut Command, way: Way, machine: &MachineSpec) {
         "none",
         "-no-reboot",
     ]);
+    // Threads have names only then, and virtual CPUs are known by theirs.
+    command.args(["-name", "bench,debug-threads=on"]);
     command.args(["-m", &format!("{}M", machine.memory.bytes() >> 20)]);
     command.arg("-kernel").arg(machine.kernel);
     command.args(["-append", machine.cmdline, "-serial", "stdio"]);

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use crate::command::{DiskSpec, MachineSpec, command, unable};
-use crate::cpu::Used;
+use crate::cpu::{self, Used};
 use crate::machine::tsc_khz;
 use crate::peer::{Contestant, Kind, PeerArguments, Way};
 use crate::report::{Better, Report, ReportArguments};
@@ -49,6 +49,9 @@ pub struct DiskArguments {
     /// The guest waits for interrupts, and does not poll
     #[arg(long)]
     interrupts: bool,
+    /// Keep virtual CPUs and I/O threads on a host CPU each, the first and the second
+    #[arg(long)]
+    pin: bool,
     /// Only raw images
     #[arg(long)]
     raw_only: bool,
@@ -113,6 +116,9 @@ impl Bench<'_> {
         // The configuration is read before anything is said.
         let mut running = running;
         running.wait_for_hello().with_context(|| who.name())?;
+        if self.arguments.pin {
+            cpu::pin(running.pid())?;
+        }
         Ok(running)
     }
 
