@@ -279,11 +279,21 @@ impl Worker {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        let (prepared, thread) = spawn(&self.name, self.handle.0.clone(), prepare)?;
-        (self.prepared, self.thread) = (prepared, Some(thread));
-        self.wait_prepared()?;
-        self.handle.0.commands.lock().dead = None;
-        Ok(())
+        // Before there is a thread that could break down again.
+        let dead = self.handle.0.commands.lock().dead.take();
+        let again = spawn(&self.name, self.handle.0.clone(), prepare).and_then(|spawned| {
+            let (prepared, thread) = spawned;
+            (self.prepared, self.thread) = (prepared, Some(thread));
+            self.wait_prepared()
+        });
+        if again.is_err() {
+            let mut commands = self.handle.0.commands.lock();
+            commands.dead = dead;
+            let waiting = std::mem::take(&mut commands.queue);
+            drop(commands);
+            turn::refuse(waiting, "its I/O worker did not start again");
+        }
+        again
     }
 
     /// Waits until the thread runs. Called once.

@@ -1,5 +1,6 @@
 //! What a worker does all day: completions, polled sources, interrupts; and sleep when none has work.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -388,9 +389,14 @@ fn broken(sources: Vec<Option<Attached>>, inbox: &Mailbox, error: &std::io::Erro
     for attached in sources.into_iter().flatten() {
         attached.source.lost(&why, attached.account.in_flight > 0);
     }
+    refuse(commands, &why);
+}
+
+/// Tells the sources of commands that will not be carried out.
+pub(super) fn refuse(commands: VecDeque<Command>, why: &str) {
     for command in commands {
         if let Command::Attach(_, source) = command {
-            source.lost(&why, false);
+            source.lost(why, false);
         }
     }
 }
