@@ -40,7 +40,8 @@ impl Relay {
             start,
             call,
             called: KickWait::default(),
-            rung: false,
+            // What was answered while nobody listened is announced once more: that is allowed, a lost one not.
+            rung: true,
             watch,
             socket: FdWait::default(),
             stopping: false,

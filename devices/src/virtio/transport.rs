@@ -242,7 +242,18 @@ impl VirtioPci {
             active
         };
         if active {
-            self.stop();
+            let enabled = self.shared.registers.lock().enabled_queues();
+            let stopped = self.stop();
+            let lost = |(index, _): &(QueueIndex, _)| !stopped.contains(index);
+            if let Some((index, _)) = enabled.iter().find(|queue| lost(queue)) {
+                // To go on from where it stood earlier would do again what was done.
+                log::error!(
+                    "{}: it is not known where queue {index} stands: the device needs a reset",
+                    self.shared.name
+                );
+                self.shared.registers.lock().status |= features::STATUS_NEEDS_RESET;
+                self.shared.config_changed();
+            }
         }
     }
 
@@ -299,15 +310,19 @@ impl VirtioPci {
             let notify = start.notify.clone();
             if let Err(e) = device.start_queue(index, start) {
                 notify.needs_reset(&format!("queue {index} cannot start: {}", chain(&e)));
+                // The others would fail the same way, and each may take its time.
+                return;
             }
         }
     }
 
-    fn stop(&self) {
+    /// Stops all queues: those whose state is known.
+    fn stop(&self) -> Vec<QueueIndex> {
         let mut device = self.device.lock();
         let all: Vec<_> = (0..self.kicks.len() as QueueIndex).collect();
-        self.stop_queues(&mut **device, &all);
+        let stopped = self.stop_queues(&mut **device, &all);
         self.shared.registers.lock().running = false;
+        stopped.into_iter().map(|(index, _)| index).collect()
     }
 
     /// Stops queues and keeps where they stood; those that ran.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags};
 use skerry_vmm_api::config::MemoryConfig;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -70,6 +70,9 @@ pub fn create(config: &MemoryConfig) -> Result<GuestMemoryMmap, MemoryError> {
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, config.size)
             .map_err(|e| failed(config, "reserve", e.into()))?;
     }
+    // Other processes may get it (vhost-user), and none may take memory away under the guest.
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals).map_err(|e| failed(config, "seal", e.into()))?;
     let mut regions = Vec::new();
     let mut offset = 0;
     for (base, len) in layout::ram(config.size) {
@@ -106,7 +109,7 @@ fn failed(config: &MemoryConfig, what: &'static str, source: io::Error) -> Memor
 }
 
 fn memfd(config: &MemoryConfig) -> io::Result<OwnedFd> {
-    let mut flags = MemfdFlags::CLOEXEC;
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     if config.hugepages {
         flags |= MemfdFlags::HUGETLB;
         if let Some(size) = config.hugepage_size {

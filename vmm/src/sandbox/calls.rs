@@ -118,6 +118,7 @@ const MONITOR: &[c_long] = &[
     SYS_sched_getaffinity,
     SYS_sched_setaffinity,
     SYS_seccomp,
+    SYS_setsockopt,
     SYS_socket,
     SYS_set_robust_list,
     SYS_stat,

@@ -10,8 +10,12 @@ const BLK_SEG_MAX: u64 = 1 << 2;
 const BLK_MQ: u64 = 1 << 12;
 const NET_MAC: u64 = 1 << 5;
 const NET_CTRL_VQ: u64 = 1 << 17;
+/// VIRTIO_NET_F_MTU: the configuration has no room for it.
+const NET_MTU: u64 = 1 << 3;
+/// Write-cache switch, secure erase and zones: the guest cannot write the configuration, nor read so far.
+const BLK_UNSERVED: u64 = 1 << 11 | 1 << 16 | 1 << 17;
 /// VIRTIO_NET_F_CTRL_RX and what else goes over the control queue (virtio 1.3 §5.1.3).
-const NET_BY_CONTROL: u64 = NET_CTRL_VQ | 0x3d << 18;
+const NET_BY_CONTROL: u64 = NET_CTRL_VQ | 0x3f << 18 | 1 << 2;
 /// Feature bits that are a device's own (virtio 1.3 §2.2).
 const DEVICE_BITS: u64 = (1 << 24) - 1;
 /// struct virtio_blk_config up to its discard and write-zeroes fields (virtio 1.3 §5.2.4).
@@ -46,10 +50,10 @@ impl VhostUserKind {
         let own = offered & DEVICE_BITS;
         common
             | match self {
-                VhostUserKind::Blk if queues > 1 => own,
-                VhostUserKind::Blk => own & !BLK_MQ,
+                VhostUserKind::Blk if queues > 1 => own & !BLK_UNSERVED,
+                VhostUserKind::Blk => own & !(BLK_MQ | BLK_UNSERVED),
                 // There is no control queue.
-                VhostUserKind::Net(_) => own & !NET_BY_CONTROL | NET_MAC,
+                VhostUserKind::Net(_) => own & !(NET_BY_CONTROL | NET_MTU) | NET_MAC,
                 // No notification queue.
                 VhostUserKind::Fs(_) => 0,
             }

@@ -56,7 +56,7 @@ impl Link {
             path: path.display().to_string(),
             source,
         };
-        let socket = UnixStream::connect(path).map_err(connect)?;
+        let socket = connect_in_time(path).map_err(connect)?;
         let watched = socket.try_clone().map_err(connect)?;
         let mut link = Link {
             frontend: Frontend::from_stream(socket, queues.into()),
@@ -273,6 +273,18 @@ impl Link {
             ..state
         })
     }
+}
+
+/// Connects; a back end whose queue of connections is full is waited for no longer than for an answer.
+fn connect_in_time(path: &Path) -> std::io::Result<UnixStream> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let flags = SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    set_socket_timeout(&socket, Timeout::Send, None)?;
+    Ok(UnixStream::from(socket))
 }
 
 /// Does `work`, which asks the other end of `socket` for something, and cuts the connection if that takes too

@@ -208,7 +208,10 @@ impl VirtioDevice for VhostUser {
         let served = self.running.get_mut(usize::from(index))?.take()?;
         served.relay.stop();
         let link = self.link.as_mut()?;
-        link.drain(served.state, &served.memory);
+        // A network's receive queue is never empty.
+        if self.kind == VhostUserKind::Blk {
+            link.drain(served.state, &served.memory);
+        }
         let state = link.stop(index, served.state, &served.memory);
         if state.is_none() {
             // It is not known where the queue stands, nor what the back end still does with it.
