@@ -21,7 +21,8 @@ fn rounds(n: usize) -> String {
     let tasks: Vec<String> = (1..=n)
         .map(|i| format!("blk-verify:0:{i}:depth=16"))
         .collect();
-    format!("run={},blk-sum", tasks.join(","))
+    // The guest stays until what is done to its disk meanwhile has ended, also on a busy host.
+    format!("run={},spin:5000,blk-sum", tasks.join(","))
 }
 
 impl Churn {
@@ -108,7 +109,7 @@ fn a_snapshot_freezes_what_is_below() {
         frozen.push((disk::checksum(&below), below));
     }
     let top = churn.path("snap2.qcow2");
-    let _folder = churn.end(9, &top);
+    let _folder = churn.end(10, &top);
     for (sum, path) in frozen {
         assert_eq!(disk::checksum(&path), sum, "{} was written", path.display());
     }
@@ -130,7 +131,7 @@ fn layers_are_merged_down_and_drawn_up() {
     let info = churn.api.info();
     assert_eq!(info.config.disks[0].path, top);
     assert!(info.config.disks[0].backing.is_empty());
-    churn.end(15, &top);
+    churn.end(16, &top);
 }
 
 #[test]
@@ -143,7 +144,7 @@ fn a_raw_disk_takes_a_layer_and_gives_it_back() {
     assert_eq!(churn.api.layers(DISK), 1);
     let base = churn.path("base.img");
     let exit = churn.vmm.wait(SHORT);
-    exit.all_ok(9);
+    exit.all_ok(10);
     assert_eq!(exit.value("blk-sum", "fnv1a"), disk::checksum(&base));
 }
 
@@ -151,7 +152,7 @@ fn a_raw_disk_takes_a_layer_and_gives_it_back() {
 fn a_backup_is_the_disk_at_its_moment_and_the_next_one_only_what_changed() {
     let churn = Churn::start(
         1,
-        "run=blk-verify:0:1,spin:1500,blk-verify:0:2:limit=1000000,spin:3000,blk-sum",
+        "run=blk-verify:0:1,spin:4000,blk-verify:0:2:limit=1000000,spin:6000,blk-sum",
     );
     let bitmap = VmDiskBitmap {
         id: DISK.into(),
@@ -213,7 +214,7 @@ fn a_backup_is_the_disk_at_its_moment_and_the_next_one_only_what_changed() {
 fn a_disk_grows_while_the_guest_runs() {
     let churn = Churn::start(
         2,
-        "run=blk-verify:0:1,spin:2000,blk-verify:0:2,blk-sum,blk-info",
+        "run=blk-verify:0:1,spin:5000,blk-verify:0:2,blk-sum,blk-info",
     );
     churn.vmm.expect_line("ok blk-verify", SHORT);
     let grow = |size: u64| churn.api.with(async |c| c.resize_disk(DISK, size).await);
@@ -270,7 +271,7 @@ fn a_job_is_cancelled_and_the_next_request_says_what_is_under_way() {
         &["/no/such/dir/x"],
     );
     let top = churn.path("layer1.qcow2");
-    churn.end(11, &top);
+    churn.end(12, &top);
 }
 
 #[test]
