@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use skerry_tests::disk::{self, qemu_img};
 use skerry_tests::vmm::{Builder, Exit, SHORT, Vmm};
-use skerry_tests::{Api, Tap, inject};
+use skerry_tests::{Api, Tap, eventually, inject};
 use skerry_vmm_api::endpoints::Operation;
 use skerry_vmm_api::workers::{PollMax, WorkerInfo};
 
@@ -160,16 +160,30 @@ fn a_worker_that_breaks_needs_a_reset_and_is_started_anew() {
         .with_api()
         .start();
     vmm.expect_line("survive: ready", SHORT);
-    // It waits in its ring most of the time, but may be caught at work.
-    let pid = vmm.pid();
-    let api = vmm.api();
-    api.act(Operation::VmPause);
-    inject::close_ring(pid, "w");
-    api.act(Operation::VmResume);
+    inject::close_ring(vmm.pid(), "w");
     vmm.expect_line("survive: needs reset", SHORT);
     let exit = vmm.wait(SHORT);
     exit.all_ok(2);
     assert!(exit.errors.contains("I/O worker broke down"), "{exit}");
+}
+
+#[test]
+fn a_worker_that_breaks_in_a_pause_is_started_anew_and_nobody_notices() {
+    let vmm = with_worker("run=blk-load:depth=4:ms=4000,blk-verify", "0", "")
+        .with_api()
+        .start();
+    vmm.expect_line("load: begin", SHORT);
+    let api = vmm.api();
+    api.act(Operation::VmPause);
+    inject::close_ring(vmm.pid(), "w");
+    // Not by the API: the monitor closes the ring's descriptor once more, and it is to be nobody else's.
+    eventually("the worker is gone", SHORT, || {
+        (!inject::has_thread(vmm.pid(), "w")).then_some(())
+    });
+    assert!(!worker(&api, "w").alive);
+    api.act(Operation::VmResume);
+    assert!(worker(&api, "w").alive);
+    vmm.wait(SHORT).all_ok(2);
 }
 
 #[test]

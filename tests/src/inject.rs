@@ -2,6 +2,9 @@
 
 use std::io::Error;
 use std::mem::MaybeUninit;
+use std::time::Duration;
+
+use crate::eventually;
 
 /// A traced thread; let go of when dropped.
 struct Traced(i32);
@@ -63,13 +66,14 @@ impl Traced {
 /// Closes the io_uring in which the thread called `name` of process `pid` waits.
 pub fn close_ring(pid: u32, name: &str) {
     let thread = thread(pid, name);
-    let traced = Traced::stop(thread);
-    let before = traced.registers();
-    assert_eq!(
-        before.orig_rax,
-        libc::SYS_io_uring_enter as u64,
-        "{name} does not wait in its ring"
-    );
+    // It may be caught at work, or on its way: then it is let go, and caught again.
+    let what = format!("{name} waits in its ring");
+    let (traced, before) = eventually(&what, Duration::from_secs(20), || {
+        let traced = Traced::stop(thread);
+        let registers = traced.registers();
+        let waits = registers.orig_rax == libc::SYS_io_uring_enter as u64;
+        waits.then_some((traced, registers))
+    });
     // It has just left a `syscall` instruction, which is two bytes long: that one is used again.
     let mut close = before;
     close.rax = libc::SYS_close as u64;
@@ -90,13 +94,20 @@ pub fn close_ring(pid: u32, name: &str) {
     traced.set_registers(&after);
 }
 
+/// Whether process `pid` has a thread called `name`.
+pub fn has_thread(pid: u32, name: &str) -> bool {
+    find(pid, name).is_some()
+}
+
 fn thread(pid: u32, name: &str) -> i32 {
+    find(pid, name).unwrap_or_else(|| panic!("process {pid} has no thread {name}"))
+}
+
+fn find(pid: u32, name: &str) -> Option<i32> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
-    let found = tasks.flatten().find(|task| {
+    let task = tasks.flatten().find(|task| {
         let comm = std::fs::read_to_string(task.path().join("comm"));
         comm.is_ok_and(|comm| comm.trim() == name)
-    });
-    let task = found.unwrap_or_else(|| panic!("process {pid} has no thread {name}"));
-    let number = task.file_name().to_string_lossy().parse();
-    number.expect("a thread's number")
+    })?;
+    task.file_name().to_string_lossy().parse().ok()
 }

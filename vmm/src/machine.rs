@@ -259,7 +259,8 @@ impl Machine {
     }
 
     /// Goes on after [`pause`](Self::pause).
-    pub fn resume(&self) {
+    pub fn resume(&mut self) {
+        self.workers.revive();
         for (_, function) in self.board().functions() {
             function.resume();
         }

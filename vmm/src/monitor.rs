@@ -422,7 +422,7 @@ impl Monitor {
 
     fn resume(&mut self) -> Result<(), RequestError> {
         let vm = self.vm()?;
-        match &vm.machine {
+        match &mut vm.machine {
             Some(machine) if vm.state == VmState::Paused => {
                 machine.resume();
                 vm.state = VmState::Running;

@@ -185,6 +185,7 @@ impl BlkQueue {
             }
             Err(status) => {
                 slot.request = Request::Flush;
+                self.throttle.charge(0);
                 self.finish(queue, tag, status);
             }
         }
@@ -577,7 +578,9 @@ impl Serve for BlkQueue {
     fn run(&mut self, side: &mut Side, io: &mut Io<'_>) -> Result<(), QueueError> {
         self.keep = true;
         let taken = self.take(side, io);
-        self.keep = side.polled() && taken.is_ok() && !self.waits;
+        let goes_on = side.polled() && taken.is_ok() && !self.waits;
+        // Also when it did not come as far as to ask: who closes the gate waits for this.
+        self.keep = goes_on && !self.volume.is_closed();
         self.leave();
         // Also when the driver broke the queue: what was begun ends.
         if self.run_tasks(side, io) {

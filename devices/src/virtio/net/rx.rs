@@ -87,7 +87,9 @@ impl RxQueue {
 
     /// Pops until `wanted` bytes fit, or there is nothing more to pop.
     fn collect(&mut self, queue: &mut Queue, wanted: u64) -> Result<(), QueueError> {
-        while !self.fits(wanted) && self.buffers() < MAX_IOV - 1 {
+        // Chains without room add to neither of the others, and a driver may send them for ever.
+        let most = usize::from(queue.size());
+        while !self.fits(wanted) && self.buffers() < MAX_IOV - 1 && self.ready.len() < most {
             let mut chain = self.spare.pop().unwrap_or_else(|| queue.chain());
             if !queue.pop(&mut chain)? {
                 self.spare.push(chain);
