@@ -94,6 +94,7 @@ mod tests {
             better: Better::Higher,
             rows: vec![samples.row(4.0), peer.row(4.0)],
             left_out: Vec::new(),
+            targets: Vec::new(),
         };
         let svg = draw(&[table]);
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));

@@ -78,6 +78,7 @@ mod tests {
             better,
             rows: values.iter().map(row).collect(),
             left_out: Vec::new(),
+            targets: Vec::new(),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 
 use crate::peer::{Contestant, Kind, Way};
@@ -52,6 +52,25 @@ pub fn unable(contestant: &Contestant, disk: &DiskSpec) -> Option<&'static str> 
 
 /// The command that runs a machine. `directory` takes a configuration file, if the program wants one.
 pub fn command(who: &Contestant, machine: &MachineSpec, directory: &Path) -> Result<Command> {
+    build(who, machine, directory, None)
+}
+
+/// The same, for a monitor that serves its API on `socket` meanwhile.
+pub fn command_with_api(
+    who: &Contestant,
+    machine: &MachineSpec,
+    directory: &Path,
+    socket: &Path,
+) -> Result<Command> {
+    build(who, machine, directory, Some(socket))
+}
+
+fn build(
+    who: &Contestant,
+    machine: &MachineSpec,
+    directory: &Path,
+    socket: Option<&Path>,
+) -> Result<Command> {
     let mut command = Command::new(&who.peer.path);
     match who.kind() {
         Kind::Bare => {
@@ -65,11 +84,21 @@ pub fn command(who: &Contestant, machine: &MachineSpec, directory: &Path) -> Res
             let path = directory.join("firecracker.json");
             let text = serde_json::to_vec_pretty(&firecracker(who.way, machine))?;
             std::fs::write(&path, text).with_context(|| path.display().to_string())?;
-            command.arg("--no-api").arg("--config-file").arg(path);
+            match socket {
+                Some(socket) => command.arg("--api-sock").arg(socket),
+                None => command.arg("--no-api"),
+            };
+            command.arg("--config-file").arg(path);
             // Its log would go between the words of the serial port.
             command.args(["--log-path", "/dev/null", "--level", "Error"]);
         }
-        Kind::Skerry => skerry(&mut command, who.way, machine),
+        Kind::Skerry => {
+            skerry(&mut command, who.way, machine);
+            if let Some(socket) = socket {
+                command.arg("--api-socket").arg(socket);
+            }
+        }
+        kind if socket.is_some() => bail!("{}'s API is not driven here", kind.name()),
         Kind::CloudHypervisor => {
             common(&mut command, machine);
             if let Some(disk) = machine.disk {
@@ -224,5 +253,30 @@ mod tests {
         assert!(words("cloud-hypervisor=/c", 0, disk).contains("image_type=qcow2"));
         let firecracker: Peer = "firecracker=/f".parse().unwrap();
         assert!(unable(&firecracker.ways()[0], &disk).is_some());
+    }
+
+    #[test]
+    fn an_api_is_served_where_it_is_driven() {
+        let machine = MachineSpec {
+            kernel: Path::new("/k"),
+            cmdline: "run=tick",
+            memory: "128M".parse().unwrap(),
+            disk: None,
+            tap: None,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let words = |peer: &str| {
+            let peer: Peer = peer.parse().unwrap();
+            let socket = Path::new("/s");
+            let command = command_with_api(&peer.plain(), &machine, folder.path(), socket).ok()?;
+            let words: Vec<_> = command.get_args().map(|w| w.to_string_lossy()).collect();
+            Some(words.join(" "))
+        };
+        let firecracker = words("firecracker=/f").unwrap();
+        assert!(
+            firecracker.contains("--api-sock /s --config-file"),
+            "{firecracker}"
+        );
+        assert!(words("qemu=/q").is_none());
     }
 }

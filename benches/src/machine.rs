@@ -47,6 +47,13 @@ impl Host {
     }
 }
 
+/// Bytes of memory that programs can get without others losing theirs.
+pub fn available_memory() -> u64 {
+    let meminfo = read("/proc/meminfo");
+    let kib = field(&meminfo, "MemAvailable").split(' ').next();
+    kib.and_then(|kib| kib.parse().ok()).unwrap_or(0u64) << 10
+}
+
 fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
@@ -118,6 +125,13 @@ mod tests {
         let text = "processor\t: 0\nmodel name\t: A CPU @ 3 GHz\nmodel name\t: another\n";
         assert_eq!(field(text, "model name"), "A CPU @ 3 GHz");
         assert_eq!(field(text, "flags"), "unknown");
+    }
+
+    #[test]
+    fn some_memory_is_available_and_not_more_than_there_is() {
+        let host = Host::here([]);
+        let available = available_memory();
+        assert!(available > 0 && available >> 20 <= host.memory_mib);
     }
 
     #[test]

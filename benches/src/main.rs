@@ -1,21 +1,29 @@
 //! `skerry-bench`: measures Skerry side by side with its peers.
 
+mod api;
 mod bare;
 mod boot;
 mod chart;
 mod check;
+mod clones;
 mod command;
 mod cpu;
+mod crowd;
 mod disk;
 mod engine;
 mod exits;
+mod kept;
 mod machine;
 mod memory;
 mod net;
+mod node;
 mod peer;
 mod report;
 mod running;
+mod schedule;
 mod size;
+mod smaps;
+mod snapshot;
 mod stats;
 mod tap;
 mod traffic;
@@ -36,6 +44,8 @@ enum Command {
     Bare(bare::BareArguments),
     /// Measure the time from process start to the payload's first byte on the serial port
     Boot(boot::BootArguments),
+    /// Measure how soon many clones of a guest are there, and what each takes of the host's memory
+    Clone(clones::CloneArguments),
     /// Measure small requests from a guest to its disk
     Disk(disk::DiskArguments),
     /// Measure what leaving the guest costs
@@ -46,16 +56,26 @@ enum Command {
     Engine(engine::EngineArguments),
     /// Measure the monitor's memory beyond the guest's, with a disk and a network device
     Memory(memory::MemoryArguments),
+    /// Measure a host under `skerry up`: how soon what is declared is there, and what the host's own process takes
+    Node(node::NodeArguments),
+    /// Measure how densely and how fast workloads are placed, beside simple policies
+    Schedule(schedule::ScheduleArguments),
+    /// Measure how soon a guest goes on from a snapshot, and how long it stands still for one
+    Snapshot(snapshot::SnapshotArguments),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Bare(arguments) => bare::run(&arguments),
         Command::Boot(arguments) => boot::run(&arguments),
+        Command::Clone(arguments) => clones::run(&arguments),
         Command::Disk(arguments) => disk::run(&arguments),
         Command::Exits(arguments) => exits::run(&arguments),
         Command::Net(arguments) => net::run(&arguments),
         Command::Engine(arguments) => engine::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),
+        Command::Node(arguments) => node::run(&arguments),
+        Command::Schedule(arguments) => schedule::run(&arguments),
+        Command::Snapshot(arguments) => snapshot::run(&arguments),
     }
 }

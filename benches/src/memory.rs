@@ -9,6 +9,7 @@ use crate::command::{DiskSpec, MachineSpec, command};
 use crate::peer::{Contestant, Peer, PeerArguments};
 use crate::report::{Better, Report, ReportArguments};
 use crate::running::Running;
+use crate::smaps::{self, Mapping};
 use crate::stats::Samples;
 use crate::tap::{self, Tap};
 
@@ -65,72 +66,51 @@ fn measure(peer: &Contestant, arguments: &PeerArguments) -> Result<u64> {
     };
     let mut running = Running::start(&mut command(peer, &machine, directory.path())?)?;
     running.wait_for(DONE)?;
-    let smaps = format!("/proc/{}/smaps", running.pid());
-    let text = std::fs::read_to_string(&smaps).context(smaps)?;
-    let bytes = beyond_guest(&text, arguments.memory.bytes());
+    let bytes = beyond_guest(&smaps::of(running.pid())?, arguments.memory.bytes());
     running.stop(Duration::ZERO)?;
     drop(tap);
     bytes
 }
 
 /// PSS of all mappings but the guest's memory: memfds or anonymous memory of at least its size.
-fn beyond_guest(smaps: &str, guest: u64) -> Result<u64> {
-    let (mut beyond, mut found_guest, mut is_guest) = (0, false, false);
-    for line in smaps.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let Some(first) = words.next() else { continue };
-        if let Some(size) = mapping_size(first) {
-            let path = words.nth(4).unwrap_or("");
-            let memory =
-                path.is_empty() || path.starts_with("/memfd:") || path.starts_with("[anon");
-            is_guest = memory && size >= guest;
-            found_guest |= is_guest;
-        } else if first == "Pss:" && !is_guest {
-            let kib: u64 = words
-                .next()
-                .and_then(|kib| kib.parse().ok())
-                .context("smaps: Pss")?;
-            beyond += kib << 10;
-        }
-    }
-    if !found_guest {
+fn beyond_guest(mappings: &[Mapping], guest: u64) -> Result<u64> {
+    let is_guest = |mapping: &&Mapping| {
+        let path = &mapping.path;
+        let memory = path.is_empty() || path.starts_with("/memfd:") || path.starts_with("[anon");
+        memory && mapping.size >= guest
+    };
+    let (guests, others): (Vec<_>, Vec<_>) = mappings.iter().partition(is_guest);
+    if guests.is_empty() {
         bail!("the guest's memory is not among the monitor's mappings");
     }
-    Ok(beyond)
-}
-
-/// The size of the mapping that a line such as `7f00-7f80 rw-p …` starts.
-fn mapping_size(word: &str) -> Option<u64> {
-    let (start, end) = word.split_once('-')?;
-    let (start, end) = (
-        u64::from_str_radix(start, 16).ok()?,
-        u64::from_str_radix(end, 16).ok()?,
-    );
-    end.checked_sub(start)
+    Ok(others.iter().map(|mapping| mapping.pss).sum())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const SMAPS: &str = "\
-00400000-00500000 r-xp 00000000 00:01 7 /usr/bin/monitor
-Size: 1024 kB
-Pss: 100 kB
-Pss_Dirty: 50 kB
-7f0000000000-7f0008000000 rw-s 00000000 00:01 8 /memfd:guest (deleted)
-Pss: 4000 kB
-7f0010000000-7f0010100000 rw-p 00000000 00:00 0
-Pss: 20 kB
-";
+    fn mappings() -> Vec<Mapping> {
+        let mapping = |path: &str, size, pss| Mapping {
+            path: path.into(),
+            size,
+            pss,
+            ..Mapping::default()
+        };
+        vec![
+            mapping("/usr/bin/monitor", 1 << 20, 100),
+            mapping("/memfd:guest (deleted)", 128 << 20, 4000),
+            mapping("", 1 << 20, 20),
+        ]
+    }
 
     #[test]
     fn guest_memory_does_not_count() {
-        assert_eq!(beyond_guest(SMAPS, 128 << 20).ok(), Some(120 << 10));
+        assert_eq!(beyond_guest(&mappings(), 128 << 20).ok(), Some(120));
     }
 
     #[test]
     fn unknown_guest_memory_is_an_error() {
-        assert!(beyond_guest(SMAPS, 256 << 20).is_err());
+        assert!(beyond_guest(&mappings(), 256 << 20).is_err());
     }
 }

@@ -238,7 +238,8 @@ impl FromStr for Peer {
     }
 }
 
-fn in_path(program: &str) -> Option<PathBuf> {
+/// A program of this host's, by its name.
+pub fn in_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let mut found = std::env::split_paths(&path).map(|folder| folder.join(program));
     found.find(|file| file.is_file())

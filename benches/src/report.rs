@@ -54,6 +54,62 @@ pub struct Table {
     /// Who was left out, and why.
     #[serde(default)]
     pub left_out: Vec<String>,
+    /// What was aimed at, and whether it was met.
+    #[serde(default)]
+    pub targets: Vec<String>,
+}
+
+/// What a line is aimed to stay under.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// The line.
+    row: String,
+    limit: Limit,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Limit {
+    /// Of its median.
+    Median(f64),
+    /// Of all but a twentieth.
+    P95(f64),
+    /// Of its median as a multiple of the first line's.
+    Ratio(f64),
+}
+
+impl Target {
+    /// The median of `row` stays under `limit`, in the table's unit.
+    pub fn median(row: impl Into<String>, limit: f64) -> Self {
+        let (row, limit) = (row.into(), Limit::Median(limit));
+        Self { row, limit }
+    }
+
+    /// All but a twentieth of `row` stay under `limit`, in the table's unit.
+    pub fn p95(row: impl Into<String>, limit: f64) -> Self {
+        let (row, limit) = (row.into(), Limit::P95(limit));
+        Self { row, limit }
+    }
+
+    /// The ratio of `row` to the first line stays under `limit`.
+    pub fn ratio(row: impl Into<String>, limit: f64) -> Self {
+        let (row, limit) = (row.into(), Limit::Ratio(limit));
+        Self { row, limit }
+    }
+
+    /// What is said of it; nothing if the line is not there.
+    fn verdict(&self, rows: &[Row]) -> Option<String> {
+        let row = rows.iter().find(|row| row.name == self.row)?;
+        let (what, found, limit) = match self.limit {
+            Limit::Median(limit) => ("median", row.median, limit),
+            Limit::P95(limit) => ("p95", row.p95, limit),
+            Limit::Ratio(limit) => ("ratio", row.ratio, limit),
+        };
+        let verdict = if found < limit { "met" } else { "missed" };
+        Some(format!(
+            "{}: {what} {found:.2}, under {limit:.2}: {verdict}",
+            self.row
+        ))
+    }
 }
 
 /// All that a run found, and where.
@@ -95,13 +151,28 @@ impl<'a> Report<'a> {
         samples: &[Samples],
         left_out: Vec<String>,
     ) {
+        self.add_aimed(title, unit, better, samples, left_out, &[]);
+    }
+
+    /// The same, with what is aimed at.
+    pub fn add_aimed(
+        &mut self,
+        title: &str,
+        unit: &str,
+        better: Better,
+        samples: &[Samples],
+        left_out: Vec<String>,
+        targets: &[Target],
+    ) {
         let measured: Vec<&Samples> = samples.iter().filter(|s| !s.is_empty()).collect();
         let baseline = measured.first().map_or(f64::NAN, |s| s.median());
+        let rows: Vec<Row> = measured.iter().map(|s| s.row(baseline)).collect();
         let table = Table {
             title: title.to_owned(),
             unit: unit.to_owned(),
             better,
-            rows: measured.iter().map(|s| s.row(baseline)).collect(),
+            targets: targets.iter().filter_map(|t| t.verdict(&rows)).collect(),
+            rows,
             left_out,
         };
         if !self.arguments.json {
@@ -193,6 +264,29 @@ impl std::fmt::Display for Table {
         for why in &self.left_out {
             writeln!(f, "left out: {why}")?;
         }
+        for verdict in &self.targets {
+            writeln!(f, "target: {verdict}")?;
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_met_or_missed_and_unmeasured_lines_have_none() {
+        let mut samples = Samples::new("skerry 8G");
+        samples.add(6.0);
+        let rows = [samples.row(4.0)];
+        let verdict = |target: Target| target.verdict(&rows);
+        assert_eq!(
+            verdict(Target::median("skerry 8G", 8.0)).as_deref(),
+            Some("skerry 8G: median 6.00, under 8.00: met")
+        );
+        let ratio = verdict(Target::ratio("skerry 8G", 1.2)).unwrap();
+        assert!(ratio.ends_with("ratio 1.50, under 1.20: missed"), "{ratio}");
+        assert_eq!(verdict(Target::median("skerry 4G", 8.0)), None);
     }
 }

@@ -28,8 +28,13 @@ pub struct Running {
 impl Running {
     /// Starts a command; its clock starts just before that.
     pub fn start(command: &mut Command) -> Result<Self> {
+        Self::start_reading(command, Stdio::null())
+    }
+
+    /// Starts a command whose guest reads `input` from the serial port.
+    pub fn start_reading(command: &mut Command, input: Stdio) -> Result<Self> {
         let errors = tempfile::tempfile().context("temporary file")?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stdin(input).stdout(Stdio::piped());
         command.stderr(errors.try_clone().context("temporary file")?);
         let started = Instant::now();
         let mut child = command
@@ -43,6 +48,31 @@ impl Running {
             errors,
             started,
         })
+    }
+
+    /// Starts the clock anew, and forgets what was printed.
+    pub fn listen_anew(&mut self) {
+        self.output.clear();
+        self.started = Instant::now();
+    }
+
+    /// Where its output comes from.
+    pub fn stdout(&self) -> &ChildStdout {
+        &self.stdout
+    }
+
+    /// Reads until anything was printed. Gives the first byte, and the time when it arrived.
+    pub fn wait_for_byte(&mut self) -> Result<(u8, Duration)> {
+        loop {
+            if let Some((time, piece)) = self.output.first()
+                && let Some(byte) = piece.first()
+            {
+                return Ok((*byte, *time));
+            }
+            if !self.read()? {
+                return Err(self.silence(b"a byte"));
+            }
+        }
     }
 
     /// Reads one more piece of output; false at its end, or when none comes.
@@ -117,21 +147,36 @@ impl Running {
 
     /// Reads until the task `name` was reported; its `key=value` pairs.
     pub fn wait_for_task(&mut self, name: &str) -> Result<Task> {
+        let (is_ok, pairs) = self.wait_for_line(name, |line| {
+            let (state, rest) = line.split_once(' ')?;
+            let pairs = rest.strip_prefix(name)?;
+            matches!(state, "ok" | "fail").then(|| (state == "ok", pairs.to_owned()))
+        })?;
+        match is_ok {
+            true => Ok(Task(pairs)),
+            false => Err(anyhow!("the payload's {name} failed:{pairs}")),
+        }
+    }
+
+    /// Reads until the payload has said `# name: key=value …`; its `key=value` pairs.
+    pub fn wait_for_remark(&mut self, name: &str) -> Result<Task> {
+        let prefix = format!("# {name}: ");
+        self.wait_for_line(name, |line| {
+            let pairs = line.strip_prefix(&prefix)?;
+            pairs.contains('=').then(|| Task(pairs.to_owned()))
+        })
+    }
+
+    /// Reads until a whole line is what is looked for.
+    fn wait_for_line<T>(&mut self, name: &str, find: impl Fn(&str) -> Option<T>) -> Result<T> {
         loop {
             let text = self.text();
             let text = String::from_utf8_lossy(&text);
             let mut lines = text
                 .split_inclusive('\n')
                 .filter(|line| line.ends_with('\n'));
-            let report = lines.find_map(|line| {
-                let (state, rest) = line.trim().split_once(' ')?;
-                let pairs = rest.strip_prefix(name)?;
-                matches!(state, "ok" | "fail").then(|| (state == "ok", pairs.to_owned()))
-            });
-            match report {
-                Some((true, pairs)) => return Ok(Task(pairs)),
-                Some((false, pairs)) => return Err(anyhow!("the payload's {name} failed:{pairs}")),
-                None => {}
+            if let Some(found) = lines.find_map(|line| find(line.trim())) {
+                return Ok(found);
             }
             if !self.read()? {
                 return Err(self.silence(name.as_bytes()));
@@ -184,5 +229,35 @@ impl Drop for Running {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saying(text: &str) -> Running {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("read word; printf '{text}' $word")]);
+        let (input, mut typed) = std::io::pipe().unwrap();
+        std::io::Write::write_all(&mut typed, b"5\n").unwrap();
+        Running::start_reading(&mut command, input.into()).unwrap()
+    }
+
+    #[test]
+    fn remarks_are_whole_lines_with_pairs() {
+        let mut running = saying("# load: ready\\n# load: rounds=%s us=7\\n");
+        assert_eq!(running.wait_for_byte().unwrap().0, b'#');
+        let remark = running.wait_for_remark("load").unwrap();
+        assert_eq!(remark.number("rounds").unwrap(), 5.0);
+        assert!(remark.number("ms").is_err());
+    }
+
+    #[test]
+    fn what_was_printed_is_forgotten() {
+        let mut running = saying("ok a n=%s\\n");
+        running.wait_for_task("a").unwrap();
+        running.listen_anew();
+        assert!(running.wait_for_byte().is_err());
     }
 }

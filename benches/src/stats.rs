@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// What was measured of one contestant.
+#[derive(Clone)]
 pub struct Samples {
     name: String,
     values: Vec<f64>,
@@ -70,7 +71,12 @@ impl Samples {
             min: quantile(&self.values, 0.0),
             median: self.median(),
             p95: quantile(&self.values, 0.95),
-            ratio: self.median() / baseline,
+            // Of two that are nothing, neither is more.
+            ratio: if baseline == 0.0 && self.median() == 0.0 {
+                1.0
+            } else {
+                self.median() / baseline
+            },
             beside: self
                 .beside
                 .iter()

@@ -1,9 +1,7 @@
-//! `skerry`: one command for hosts and sites; images today.
-
-mod cli;
+//! The command `skerry`: all of it is in the library, which tests and benchmarks use too.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    cli::main()
+    skerry::cli::main()
 }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use skerry_tests::disk::{self, qemu_img};
-use skerry_tests::eventually;
 use skerry_tests::vmm::{Builder, SHORT};
 use skerry_vmm_api::endpoints::Operation;
 
@@ -69,7 +68,7 @@ fn die_in(operation: Operation, body: &str, after: Duration) {
     std::thread::sleep(after);
     drop(vmm);
     for layer in &layers {
-        check(layer);
+        disk::check(layer);
     }
     let option = chain(&layers);
     Builder::payload("run=blk-read-verify:0:7")
@@ -82,32 +81,8 @@ fn die_in(operation: Operation, body: &str, after: Duration) {
         .run()
         .all_ok(1);
     for layer in &layers {
-        check(layer);
+        disk::check(layer);
     }
-}
-
-/// No corruption: at most leaked clusters, which `qemu-img check` says by 3.
-fn check(image: &std::path::Path) {
-    let run = || {
-        std::process::Command::new("qemu-img")
-            .args(["check", "-f", "qcow2"])
-            .arg(image)
-            .output()
-            .expect("qemu-img runs")
-    };
-    // The kernel lets go of a dead process's ring, and of the locks of files in it, a little later.
-    let out = eventually("the locks are gone", SHORT, || {
-        let out = run();
-        let locked = String::from_utf8_lossy(&out.stderr).contains("lock");
-        (!locked).then_some(out)
-    });
-    assert!(
-        matches!(out.status.code(), Some(0 | 3)),
-        "{}: {}{}",
-        image.display(),
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr)
-    );
 }
 
 /// Moments from the beginning to beyond the end.

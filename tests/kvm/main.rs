@@ -1,20 +1,48 @@
 //! The kvm tier: the native payload drives the monitor's real data plane on any KVM, also a
-//! software one. Run it with `cargo xtask test --tier kvm`.
+//! software one; and containers on this host's kernel. Run it with `cargo xtask test --tier kvm`.
 
 mod api;
+mod arrivals;
 mod block;
+mod causes;
 mod churn;
+mod clones;
+mod container_death;
+mod container_limits;
+mod containers;
 mod cpus;
 mod death;
+mod diffs;
 mod ends;
+mod full_disk;
+mod health;
+mod histories;
 mod hostile;
+mod hosts;
+mod importance;
 mod leftovers;
 mod live;
+mod migration;
+mod moments;
 mod net;
+mod overlaps;
+mod owners;
 mod pci;
+mod prepared;
 mod qcow2;
+mod reach;
 mod refusals;
+mod restores;
+mod samples;
+mod scripted;
+mod served;
+mod snapshot_death;
+mod snapshot_streams;
+mod snapshots;
 mod streams;
+mod tokens;
 mod vhost_user;
+mod vm_cgroups;
+mod volumes;
 mod vsock;
 mod workers;

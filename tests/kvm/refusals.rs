@@ -149,7 +149,7 @@ fn flags() {
     Builder::payload("x")
         .flag("--console", "nowhere")
         .run()
-        .refused(2, &["tty, pty, null, off or file=PATH"]);
+        .refused(2, &["tty, pty, null, off, file=PATH or socket=PATH"]);
     Builder::payload("x")
         .flag("--rng", "src=/dev/zero")
         .run()

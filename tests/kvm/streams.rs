@@ -42,7 +42,8 @@ fn what_is_typed_on_the_console_comes_back() {
 fn a_pty_is_named_by_vm_info_and_works() {
     let vmm = Builder::new(&["--no-probe", "--console", "off", "--serial", "pty"])
         .flag("--kernel", skerry_tests::given("SKERRY_PAYLOAD"))
-        .flag("--cmdline", "run=serial-echo:30")
+        // It stays until it was heard: what a terminal still holds goes with its other side.
+        .flag("--cmdline", "run=serial-echo:30 off=wait-power-button")
         .with_api()
         .start();
     let pty = vmm.api().info().config.serial.file.expect("a pty");

@@ -1,45 +1,13 @@
 //! Disks that another process serves: QEMU's storage daemon is the back end.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
+use skerry_tests::back_end::BackEnd;
 use skerry_tests::disk;
-use skerry_tests::eventually;
 use skerry_tests::vmm::{Builder, SHORT};
 use skerry_vmm_api::endpoints::Operation;
 
 const SIZE: u64 = 16 << 20;
-
-/// A back end; it ends with this.
-struct BackEnd(Child);
-
-impl BackEnd {
-    fn start(image: &Path, socket: &Path, queues: u16) -> BackEnd {
-        let (image, shown) = (image.display(), socket.display());
-        let node = format!("driver=file,node-name=f,filename={image},locking=off");
-        let export = format!(
-            "type=vhost-user-blk,id=e,node-name=f,writable=on,addr.type=unix,addr.path={shown},num-queues={queues}"
-        );
-        let child = Command::new("qemu-storage-daemon")
-            .args(["--blockdev", &node, "--export", &export])
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("qemu-storage-daemon, of qemu-utils");
-        let back_end = BackEnd(child);
-        eventually("the back end listens", Duration::from_secs(10), || {
-            socket.exists().then_some(())
-        });
-        back_end
-    }
-}
-
-impl Drop for BackEnd {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn on_socket(tasks: &str, socket: &Path, options: &str) -> Builder {
     let option = format!("vhost_user=on,socket={}{options}", socket.display());

@@ -1,21 +1,12 @@
 //! Directories and networks that others serve: virtiofsd, and the host's kernel.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
+use skerry_tests::back_end::Virtiofsd;
 use skerry_tests::vmm::{LONG, Vmm};
-use skerry_tests::{Tap, disk, eventually, given, linux};
+use skerry_tests::{Tap, disk, eventually, linux};
 use skerry_vmm_api::endpoints::Operation;
-
-/// A process; it ends with this.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn power_off(vmm: Vmm) {
     vmm.api().act(Operation::VmPowerButton);
@@ -33,20 +24,7 @@ fn virtiofsd_shares_a_directory_both_ways() {
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 9) as u8)
         .collect();
     std::fs::write(shared.join("from-host"), &content).expect("a file");
-    let server = Command::new(given("SKERRY_VIRTIOFSD"))
-        .arg("--socket-path")
-        .arg(&socket)
-        .arg("--shared-dir")
-        .arg(&shared)
-        // The lab's root is no place for its namespaces.
-        .args(["--sandbox", "none", "--log-level", "error"])
-        .stdin(Stdio::null())
-        .spawn()
-        .expect("virtiofsd starts");
-    let _server = Server(server);
-    eventually("virtiofsd listens", Duration::from_secs(60), || {
-        socket.exists().then_some(())
-    });
+    let _server = Virtiofsd::start(&shared, &socket);
     let option = format!("tag=home,socket={}", socket.display());
     let vmm = linux::boot("vmlinux", "skerry.fs=home")
         .flag("--fs", option)

@@ -1,23 +1,44 @@
 //! The API as a test drives it: blocking, and loud about what it did not expect.
 
-use std::path::Path;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde::Serialize;
 
 use skerry_vmm_api::VmConfig;
 use skerry_vmm_api::client::{Client, ClientError};
-use skerry_vmm_api::endpoints::Operation;
+use skerry_vmm_api::endpoints::{ENDPOINTS, Operation, ROOT};
 use skerry_vmm_api::requests::{
     DiskJobInfo, DiskJobState, DiskSnapshotInfo, VmCounters, VmDiskCommit, VmDiskSnapshot,
     VmDiskStream, VmInfo, VmState,
 };
+use skerry_vmm_api::snapshots::{VmPrepare, VmRestore, VmRestoreInfo, VmSnapshot, VmSnapshotInfo};
 use tokio::runtime::Runtime;
 
 use crate::eventually;
 
 /// A monitor's API.
 pub struct Api {
+    socket: PathBuf,
     client: Client,
     runtime: Runtime,
+}
+
+/// A request whose answer is waited for later, or never.
+pub struct Begun(UnixStream);
+
+impl Begun {
+    /// The status and the body. None if the monitor ends before it answers.
+    pub fn answer(mut self) -> Option<(u16, String)> {
+        let mut answer = Vec::new();
+        self.0.read_to_end(&mut answer).ok()?;
+        let answer = String::from_utf8_lossy(&answer);
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some((status, body.to_owned()))
+    }
 }
 
 impl Api {
@@ -27,6 +48,7 @@ impl Api {
             .enable_all()
             .build();
         let api = Api {
+            socket: socket.to_owned(),
             client: Client::new(socket),
             runtime: runtime.expect("a runtime"),
         };
@@ -39,6 +61,21 @@ impl Api {
     /// Runs a request of the client.
     pub fn with<T>(&self, request: impl AsyncFnOnce(&Client) -> T) -> T {
         self.runtime.block_on(request(&self.client))
+    }
+
+    /// Sends a request and does not wait for its answer.
+    pub fn begin(&self, operation: Operation, body: &impl Serialize) -> Begun {
+        let row = ENDPOINTS.iter().find(|e| e.operation == operation);
+        let (method, path) = row.map(|e| (e.method, e.path)).expect("an endpoint");
+        let body = serde_json::to_string(body).expect("JSON");
+        let request = format!(
+            "{method} {ROOT}{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = UnixStream::connect(&self.socket).expect("the monitor listens");
+        stream.write_all(request.as_bytes()).expect("sent");
+        Begun(stream)
     }
 
     /// Creates a VM.
@@ -114,6 +151,24 @@ impl Api {
         let id = id.to_owned();
         self.with(async |c| c.disk_stream(&VmDiskStream { id, base }).await)
             .expect("vm.disk-stream")
+    }
+
+    /// Keeps the VM in a snapshot.
+    pub fn keep(&self, snapshot: &VmSnapshot) -> VmSnapshotInfo {
+        self.with(async |c| c.snapshot(snapshot).await)
+            .expect("vm.snapshot")
+    }
+
+    /// Makes a VM of a snapshot.
+    pub fn restore(&self, restore: &VmRestore) -> VmRestoreInfo {
+        self.with(async |c| c.restore(restore).await)
+            .expect("vm.restore")
+    }
+
+    /// Makes a VM ready for what will run in it.
+    pub fn prepare(&self, prepare: &VmPrepare) {
+        self.with(async |c| c.prepare(prepare).await)
+            .expect("vm.prepare");
     }
 
     /// How many layers a disk has.

@@ -4,10 +4,23 @@
 //! them they fail and say so; they never pass by skipping.
 
 pub mod api;
+pub mod back_end;
+pub mod containers;
+pub mod datagrams;
 pub mod disk;
+pub mod host;
 pub mod inject;
 pub mod linux;
+pub mod random;
+pub mod receiver;
+pub mod scripted;
+pub mod slow;
+pub mod steady;
 pub mod tap;
+pub mod tcp;
+pub mod terminal;
+pub mod tiny;
+pub mod together;
 pub mod vmm;
 pub mod vsock;
 
@@ -15,7 +28,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub use api::Api;
-pub use tap::Tap;
+pub use containers::Site;
+pub use tap::{Bridge, Tap};
 pub use vmm::{Exit, Vmm};
 
 /// A program or folder that `cargo xtask test` names.

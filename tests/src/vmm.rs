@@ -19,6 +19,7 @@ pub const LONG: Duration = Duration::from_secs(180);
 
 /// A monitor that is to be started.
 pub struct Builder {
+    within: Option<PathBuf>,
     arguments: Vec<OsString>,
     scratch: TempDir,
     api: bool,
@@ -30,8 +31,7 @@ pub struct Vmm {
     /// What is typed on the serial port.
     pub stdin: ChildStdin,
     output: Arc<Output>,
-    errors: Option<JoinHandle<String>>,
-    reader: Option<JoinHandle<()>>,
+    readers: Vec<JoinHandle<()>>,
     scratch: TempDir,
 }
 
@@ -50,6 +50,7 @@ pub struct Exit {
 struct Output {
     lines: Mutex<(Vec<String>, bool)>,
     changed: Condvar,
+    errors: Mutex<String>,
 }
 
 impl Builder {
@@ -57,6 +58,7 @@ impl Builder {
     pub fn new(arguments: &[&str]) -> Builder {
         let scratch = TempDir::new().expect("a temporary folder");
         Builder {
+            within: None,
             arguments: arguments.iter().map(OsString::from).collect(),
             scratch,
             api: false,
@@ -100,6 +102,12 @@ impl Builder {
         self
     }
 
+    /// Starts it in this folder, so that relative paths are those of files there.
+    pub fn within(mut self, folder: &Path) -> Builder {
+        self.within = Some(folder.to_owned());
+        self
+    }
+
     /// A path in the folder that goes away with the monitor.
     pub fn path(&self, name: &str) -> PathBuf {
         self.scratch.path().join(name)
@@ -109,6 +117,9 @@ impl Builder {
     pub fn start(self) -> Vmm {
         let mut command = Command::new(given("SKERRY_VMM"));
         command.args(&self.arguments);
+        if let Some(folder) = &self.within {
+            command.current_dir(folder);
+        }
         if self.api {
             let socket = self.path("api.sock");
             command
@@ -121,24 +132,21 @@ impl Builder {
             .stderr(Stdio::piped());
         let mut child = command.spawn().expect("skerry-vmm starts");
         let output = Arc::new(Output::default());
-        let (stdout, mut stderr) = (
+        let (stdout, stderr) = (
             child.stdout.take().expect("piped"),
             child.stderr.take().expect("piped"),
         );
-        let shared = output.clone();
-        let reader = std::thread::spawn(move || collect(stdout, &shared));
-        let errors = std::thread::spawn(move || {
-            let mut text = Vec::new();
-            let _ = stderr.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
-        });
+        let [lines, errors] = [output.clone(), output.clone()];
+        let readers = vec![
+            std::thread::spawn(move || collect(stdout, &lines)),
+            std::thread::spawn(move || collect_errors(stderr, &errors)),
+        ];
         let stdin = child.stdin.take().expect("piped");
         Vmm {
             child,
             stdin,
             output,
-            errors: Some(errors),
-            reader: Some(reader),
+            readers,
             scratch: self.scratch,
         }
     }
@@ -169,6 +177,18 @@ fn collect(stdout: impl Read, output: &Output) {
     }
 }
 
+fn collect_errors(stderr: impl Read, output: &Output) {
+    let mut reader = BufReader::new(stderr);
+    loop {
+        let mut line = Vec::new();
+        if reader.read_until(b'\n', &mut line).unwrap_or(0) == 0 {
+            return;
+        }
+        let mut errors = output.errors.lock().expect("not poisoned");
+        errors.push_str(&String::from_utf8_lossy(&line));
+    }
+}
+
 impl Vmm {
     /// The folder that goes away with the monitor.
     pub fn path(&self, name: &str) -> PathBuf {
@@ -190,6 +210,11 @@ impl Vmm {
         self.output.lines.lock().expect("not poisoned").0.clone()
     }
 
+    /// What it said on standard error so far.
+    pub fn errors(&self) -> String {
+        self.output.errors.lock().expect("not poisoned").clone()
+    }
+
     /// Waits for a line that contains `words`, and returns it. Panics with all output if the
     /// monitor ends before, or `limit` is over.
     pub fn expect_line(&self, words: &str, limit: Duration) -> String {
@@ -207,8 +232,9 @@ impl Vmm {
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(
                 !lines.1 && !left.is_zero(),
-                "no line {n} with `{words}` in:\n{}",
-                lines.0.join("\n")
+                "no line {n} with `{words}` in:\n{}\n--- errors\n{}",
+                lines.0.join("\n"),
+                self.errors()
             );
             lines = self
                 .output
@@ -243,23 +269,20 @@ impl Vmm {
             if Instant::now() > deadline {
                 let _ = self.child.kill();
                 panic!(
-                    "skerry-vmm did not end; serial port:\n{}",
-                    self.lines().join("\n")
+                    "skerry-vmm did not end; serial port:\n{}\n--- errors\n{}",
+                    self.lines().join("\n"),
+                    self.errors()
                 );
             }
             std::thread::sleep(Duration::from_millis(5));
         };
-        if let Some(reader) = self.reader.take() {
+        for reader in self.readers.drain(..) {
             reader.join().expect("the reader ends");
         }
-        let errors = self
-            .errors
-            .take()
-            .map(|e| e.join().expect("the reader ends"));
         Exit {
             code: status.code(),
             serial: self.lines(),
-            errors: errors.unwrap_or_default(),
+            errors: self.errors(),
         }
     }
 }

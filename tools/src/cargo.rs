@@ -8,12 +8,15 @@ use serde_json::Value;
 
 use crate::{command, workspace};
 
-/// What the kvm and lab tiers, and the demo, run: always with optimisation, so that there is one build for all of them.
+/// What the kvm and lab tiers, and the demo, run. What runs guests is always optimised, so that there is one build for
+/// all of them.
 pub struct Programs {
     /// The monitor.
     pub vmm: PathBuf,
     /// The payload that runs natively on any KVM.
     pub payload: PathBuf,
+    /// The command.
+    pub skerry: PathBuf,
 }
 
 /// Builds the monitor alone.
@@ -27,7 +30,7 @@ pub fn vmm() -> Result<PathBuf> {
     )
 }
 
-/// Builds the monitor and the payload.
+/// Builds the monitor, the payload and the command.
 ///
 /// # Errors
 /// When the build fails.
@@ -41,33 +44,59 @@ pub fn programs() -> Result<Programs> {
         "skerry-payload",
         "--bins",
     ])?;
+    // The unit tests have built nearly all of it, and optimising the rest as a whole takes longer than it would save.
+    let skerry = command()?;
     Ok(Programs {
         vmm: program(&built, "skerry-vmm")?,
         payload: program(&built, "skerry-payload")?,
+        skerry,
     })
 }
 
-/// Builds the load of the Linux guest: linked statically, since the guest's libraries are not this host's.
+/// Builds the command, without optimisation.
+///
+/// # Errors
+/// When the build fails.
+pub fn command() -> Result<PathBuf> {
+    program(
+        &built(&["build", "--package", "skerry", "--bins"])?,
+        "skerry",
+    )
+}
+
+/// Builds the load of the Linux guest.
 ///
 /// # Errors
 /// When the build fails.
 pub fn guest_churn() -> Result<PathBuf> {
-    const NAME: &str = "skerry-churn";
+    guest_program("skerry-guest-churn", "skerry-churn")
+}
+
+/// Builds the agent of the Linux guest.
+///
+/// # Errors
+/// When the build fails.
+pub fn guest_agent() -> Result<PathBuf> {
+    guest_program("skerry-guest", "skerry-guest")
+}
+
+/// Builds a program for the guest: linked statically, since the guest's libraries are not this host's.
+fn guest_program(package: &str, name: &str) -> Result<PathBuf> {
     program(
         &built(&[
             "rustc",
             "--release",
             "--package",
-            "skerry-guest-churn",
+            package,
             "--bin",
-            NAME,
+            name,
             "--",
             "-C",
             "target-feature=+crt-static",
             "-C",
             "strip=symbols",
         ])?,
-        NAME,
+        name,
     )
 }
 

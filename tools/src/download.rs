@@ -21,8 +21,47 @@ pub struct Package {
 /// # Errors
 /// When apt does not know the metapackage, even after refreshing its lists.
 pub fn kernel_behind(metapackage: &str) -> Result<Package> {
+    kernel_of(metapackage, None)
+}
+
+/// The same, of version `oldest` at least (major, minor): from backports, if the release's own is older.
+///
+/// # Errors
+/// When apt does not know the metapackage, even after refreshing its lists, or backports cannot be had.
+pub fn kernel_since(metapackage: &str, oldest: (u32, u32)) -> Result<Package> {
+    let own = kernel_behind(metapackage)?;
+    if kernel_version(&own.version) >= Some(oldest) {
+        return Ok(own);
+    }
+    let backports = packages::backports(metapackage)?;
+    let newer = kernel_of(metapackage, Some(&backports))?;
+    if kernel_version(&newer.version) < Some(oldest) {
+        bail!(
+            "a kernel {}.{} is needed, and {backports} has {}",
+            oldest.0,
+            oldest.1,
+            newer.version
+        );
+    }
+    Ok(newer)
+}
+
+/// Major and minor version of a kernel package.
+fn kernel_version(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split(['.', '-', '~', '+']);
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn kernel_of(metapackage: &str, release: Option<&str>) -> Result<Package> {
     with_fresh_lists(|| {
-        let text = command::read(apt_cache().args(["depends", "--important", metapackage]))?;
+        let release = release.map(|release| format!("APT::Default-Release={release}"));
+        let options = release.iter().flat_map(|release| ["-o", release]);
+        let text =
+            command::read(
+                apt_cache()
+                    .args(options)
+                    .args(["depends", "--important", metapackage]),
+            )?;
         let name = text
             .lines()
             .find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
@@ -224,6 +263,13 @@ mod tests {
             version: "1:2.3-4".into(),
         };
         assert_eq!(parse_policy(text), [expected]);
+    }
+
+    #[test]
+    fn kernel_versions_are_compared_as_numbers() {
+        assert_eq!(kernel_version("6.1.172-1"), Some((6, 1)));
+        assert_eq!(kernel_version("6.12.48-1~bpo12+1"), Some((6, 12)));
+        assert!(kernel_version("6.12.48-1~bpo12+1") >= Some((6, 7)));
     }
 
     #[test]

@@ -18,7 +18,7 @@ const KERNEL: &str = "linux-image-cloud-amd64";
 /// Packages that programs depend on for their installation alone.
 const NOT_IN_A_GUEST: [&str; 2] = ["debconf", "debconf-2.0"];
 /// Counted up when this file makes the guest differently.
-const EDITION: u32 = 2;
+const EDITION: u32 = 3;
 /// Size, name and identity of the root file system; fixed, so that two builds are alike.
 const ROOT_SIZE: &str = "64M";
 const ROOT_LABEL: &str = "skerry-root";
@@ -187,9 +187,13 @@ fn make(guest: &Guest, scratch: &Path) -> Result<Vec<Package>> {
     )?;
 
     furnish(&root, &busybox, &recipes)?;
-    let churn = root.join("usr/bin/skerry-churn");
-    fs::copy(cargo::guest_churn()?, &churn)
-        .with_context(|| format!("cannot write {}", churn.display()))?;
+    for (name, built) in [
+        ("skerry-churn", cargo::guest_churn()?),
+        ("skerry-guest", cargo::guest_agent()?),
+    ] {
+        let program = root.join("usr/bin").join(name);
+        fs::copy(built, &program).with_context(|| format!("cannot write {}", program.display()))?;
+    }
     make_disk(&root, &guest.root_disk())?;
     step.done("");
 
@@ -274,11 +278,11 @@ fn list(path: &Path) -> Result<Vec<String>> {
     Ok(lines.map(str::to_owned).collect())
 }
 
-/// A number that changes whenever anything below images/guest does.
+/// A number that changes whenever anything below images/guest does, or what the agent there says.
 fn recipe_digest() -> Result<u64> {
     let mut hasher = DefaultHasher::new();
     EDITION.hash(&mut hasher);
-    let mut waiting = vec![workspace::recipes()];
+    let mut waiting = vec![workspace::recipes(), workspace::exec()];
     while let Some(path) = waiting.pop() {
         path.strip_prefix(workspace::recipes())
             .unwrap_or(&path)

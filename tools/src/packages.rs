@@ -46,6 +46,22 @@ pub const IMAGES: Need = Need {
     why: "making and checking disk images that tests compare ours with",
 };
 
+/// What containers are made of in tests, and what ours are compared with.
+pub const CONTAINERS: [Need; 2] = [
+    Need {
+        program: "busybox",
+        package: "busybox-static",
+        major: None,
+        why: "what runs in the tests' containers",
+    },
+    Need {
+        program: "runc",
+        package: "runc",
+        major: None,
+        why: "the other runtime that containers are tested with",
+    },
+];
+
 impl Need {
     fn is_met(&self) -> bool {
         in_path(self.program)
@@ -196,6 +212,15 @@ fn choose_release(needs: &[Need], names: &[&str]) -> Result<Option<String>> {
         );
     }
     Ok(Some(backports))
+}
+
+/// The name of the backports suite, made available: it has a newer `package`.
+pub fn backports(package: &str) -> Result<String> {
+    let suite = format!("{}-backports", codename()?);
+    if !installable(&[], &[package], Some(&suite))? {
+        enable_backports()?;
+    }
+    Ok(suite)
 }
 
 /// Whether apt could install the packages, new enough and without removing anything.

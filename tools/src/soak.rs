@@ -1,21 +1,33 @@
-//! `cargo xtask soak`: the seeded tests of the disk engine for as long as it takes: power cuts, errors,
-//! comparisons with `qemu-img`, broken images, and a fuzzer.
+//! `cargo xtask soak`: the seeded tests for as long as it takes. Of the disk engine: power cuts, errors,
+//! comparisons with `qemu-img`, broken images, and a fuzzer. Of a host: killed writers and power cuts of its
+//! store, and whole histories in which everything is killed at some moment.
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
 
 use crate::progress::Step;
+use crate::test::count::Count;
+use crate::test::tiers;
 use crate::{command, workspace};
 
 /// What there is of each.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Power cuts
+    /// Power cuts; 0 for none
     #[arg(long, default_value_t = 1_000_000)]
     points: u64,
-    /// Sequences of operations that are compared with qemu-img
+    /// Sequences of operations that are compared with qemu-img; 0 for none
     #[arg(long, default_value_t = 5000)]
     sequences: u64,
+    /// Kills, power cuts and failures of a host's store; 0 for none
+    #[arg(long, default_value_t = 5000)]
+    kills: u64,
+    /// Histories of a whole host, which need /dev/kvm and root; 0 for none
+    #[arg(long, default_value_t = 1000)]
+    histories: u64,
+    /// The first history's seed
+    #[arg(long, default_value_t = 1000)]
+    seed: u64,
     /// Seconds of fuzzing; 0 for none
     #[arg(long, default_value_t = 300)]
     fuzz: u64,
@@ -38,6 +50,9 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         ("faults", sequences),
         ("hostile", sequences),
     ] {
+        if variable.1 == 0 {
+            continue;
+        }
         let step = Step::start(format!("{name}: {}={}", variable.0, variable.1));
         match test(name, variable) {
             Ok(()) => step.done(""),
@@ -45,6 +60,30 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 println!("{name} FAILED: {error:#}");
                 failed.push(name);
             }
+        }
+    }
+    if arguments.kills > 0 {
+        let step = Step::start(format!(
+            "a host's store: {} kills and cuts",
+            arguments.kills
+        ));
+        match store(arguments.kills) {
+            Ok(()) => step.done(""),
+            Err(error) => {
+                println!("a host's store FAILED: {error:#}");
+                failed.push("store");
+            }
+        }
+    }
+    if arguments.histories > 0 {
+        let many = [
+            ("SKERRY_HISTORIES", arguments.histories),
+            ("SKERRY_SEED", arguments.seed),
+        ];
+        let done = tiers::kvm_with(Some("histories"), &many, &mut Count::default());
+        if let Err(error) = done {
+            println!("histories FAILED: {error:#}");
+            failed.push("histories");
         }
     }
     if arguments.fuzz > 0 {
@@ -75,6 +114,17 @@ fn test(name: &str, (variable, value): (&str, u64)) -> Result<()> {
         .env("CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS", "true")
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .current_dir(workspace::root());
+    command::run(&mut cargo)
+}
+
+fn store(kills: u64) -> Result<()> {
+    let mut cargo = Command::new(workspace::cargo());
+    cargo
+        .args(["test", "--package", "skerry", "--lib", "store::embedded"])
+        .current_dir(workspace::root());
+    for variable in ["SKERRY_KILLS", "SKERRY_CUTS", "SKERRY_FAILURES"] {
+        cargo.env(variable, kills.to_string());
+    }
     command::run(&mut cargo)
 }
 

@@ -21,6 +21,11 @@ pub fn recipes() -> PathBuf {
     root().join("images/guest")
 }
 
+/// What commands in a guest go over: its agent is made of it, too.
+pub fn exec() -> PathBuf {
+    root().join("orchestrator/exec")
+}
+
 /// The program that is running now.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ use skerry_vmm_api::config::{
     PayloadConfig, RngConfig, VsockConfig,
 };
 use skerry_vmm_api::options::{OptionError, from_str};
+use skerry_vmm_api::snapshots::VmRestore;
 use skerry_vmm_api::workers::WorkerConfig;
 
 /// One microVM on KVM.
@@ -28,6 +29,10 @@ pub struct Args {
     /// Initial file system
     #[arg(long, value_name = "FILE", requires = "kernel", help_heading = "VM")]
     pub initramfs: Option<PathBuf>,
+
+    /// A snapshot to go on from.
+    #[arg(help = "source_url=file://DIR[,mode=lazy|copy|userfault][,overlay_dir=DIR|,in_place=on][,verify=on][,track_dirty=on][,ignore_cpu=on][,prefault_bandwidth=BYTES][,disks=[ID@SOCKET,…]][,fs=[ID@SOCKET,…]][,resume=off]: go on from a snapshot", long, value_name = "source_url=file://DIR,…", value_parser = restore, conflicts_with_all = ["kernel", "cpus", "memory", "disk", "net", "fs", "vsock", "rng", "pvpanic", "worker", "poll_cap"], help_heading = "VM")]
+    pub restore: Option<VmRestore>,
 
     /// The kernel's command line
     #[arg(
@@ -67,11 +72,11 @@ pub struct Args {
     #[arg(long, value_name = "src=FILE|off", num_args = 0..=1, default_missing_value = "src=/dev/urandom", value_parser = rng, help_heading = "VM")]
     pub rng: Option<Rng>,
 
-    /// Serial port (ttyS0): tty, pty, null, off or file=PATH [default: null]
+    /// Serial port (ttyS0): tty, pty, null, off, file=PATH or socket=PATH[,file=LOG] [default: null]
     #[arg(long, value_name = "MODE", value_parser = console, help_heading = "VM")]
     pub serial: Option<ConsoleConfig>,
 
-    /// Console (hvc0): tty, pty, null, off or file=PATH [default: tty]
+    /// Console (hvc0): tty, pty, null, off, file=PATH or socket=PATH[,file=LOG] [default: tty]
     #[arg(long, value_name = "MODE", value_parser = console, help_heading = "VM")]
     pub console: Option<ConsoleConfig>,
 
@@ -91,6 +96,10 @@ pub struct Args {
     #[arg(long)]
     pub no_reboot: bool,
 
+    /// End with the VM that the API makes, as with one that flags give
+    #[arg(long, requires = "api_socket")]
+    pub end_with_vm: bool,
+
     /// Boot without finding out first whether this KVM can run Linux
     #[arg(long)]
     pub no_probe: bool,
@@ -106,6 +115,14 @@ pub struct Args {
     /// Say more: -v information, -vv details
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
+}
+
+/// A VM that the command line gives runs, unless something else is said.
+fn restore(text: &str) -> Result<VmRestore, OptionError> {
+    let silent = !text.split(',').any(|word| word.starts_with("resume="));
+    let mut restore: VmRestore = from_str(text)?;
+    restore.resume |= silent;
+    Ok(restore)
 }
 
 /// The entropy device, or none.
@@ -138,16 +155,7 @@ fn console(text: &str) -> Result<ConsoleConfig, String> {
         "pty" => ConsoleMode::Pty,
         "null" => ConsoleMode::Null,
         "off" => ConsoleMode::Off,
-        _ => match text.strip_prefix("file=") {
-            Some(path) if !path.is_empty() => {
-                return Ok(ConsoleConfig {
-                    mode: ConsoleMode::File,
-                    file: Some(path.into()),
-                    ..ConsoleConfig::default()
-                });
-            }
-            _ => return Err("give tty, pty, null, off or file=PATH".into()),
-        },
+        _ => return console_at(text),
     };
     Ok(ConsoleConfig {
         mode,
@@ -155,7 +163,42 @@ fn console(text: &str) -> Result<ConsoleConfig, String> {
     })
 }
 
+/// A console with a file, or with a socket and perhaps a log.
+fn console_at(text: &str) -> Result<ConsoleConfig, String> {
+    let wrong = || "give tty, pty, null, off, file=PATH or socket=PATH[,file=LOG]".to_owned();
+    let path = |path: &str| match path {
+        "" => Err(wrong()),
+        path => Ok(Some(path.into())),
+    };
+    if let Some(file) = text.strip_prefix("file=") {
+        return Ok(ConsoleConfig {
+            mode: ConsoleMode::File,
+            file: path(file)?,
+            ..ConsoleConfig::default()
+        });
+    }
+    let rest = text.strip_prefix("socket=").ok_or_else(wrong)?;
+    let (socket, log) = match rest.split_once(",file=") {
+        Some((socket, log)) => (socket, path(log)?),
+        None => (rest, None),
+    };
+    Ok(ConsoleConfig {
+        mode: ConsoleMode::Socket,
+        socket: path(socket)?,
+        file: log,
+        ..ConsoleConfig::default()
+    })
+}
+
 impl Args {
+    /// The snapshot to go on from, with what other flags say of it.
+    pub fn restored(&self) -> Option<VmRestore> {
+        let mut restore = self.restore.clone()?;
+        restore.serial = self.serial.clone().or(restore.serial);
+        restore.console = self.console.clone().or(restore.console);
+        Some(restore)
+    }
+
     /// The VM that the flags describe; none if they name no kernel.
     pub fn vm(&self) -> Option<VmConfig> {
         let kernel = self.kernel.clone()?;

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kvm_ioctls::VmFd;
+use serde::{Deserialize, Serialize};
 use skerry_devices::irq::MsiSource;
 use skerry_devices::legacy::{
-    AcpiEvents, AcpiRegisters, I8042, IoApic, IoApicPin, PvPanic, Rtc, Serial,
+    AcpiEvents, AcpiRegisters, I8042, IoApic, IoApicPin, IoApicState, PvPanic, Rtc, RtcState,
+    Serial, SerialState,
 };
 use skerry_devices::limit::{Limiter, Rate};
 use skerry_devices::memory::GuestRam;
@@ -33,28 +35,72 @@ use crate::board::Board;
 use crate::disks::Disks;
 use crate::interrupts::{Interrupts, Vectors};
 use crate::machine::{MachineError, Terminals, system};
+use crate::snapshot::Kept;
 use crate::terminal::Terminal;
 use crate::validate::{mac_of, parse_mac};
 use crate::workers::Workers;
 
 /// A board being filled.
-pub struct Assembly {
-    /// The board, when everything is on it.
-    pub board: Board,
+pub struct Assembly<'a> {
+    board: Board,
     pci: Arc<PciRoot>,
     ioapic: Arc<IoApic>,
     vectors: Arc<dyn MsiSource>,
-    /// The power button's way in.
-    pub events: Arc<AcpiEvents>,
+    events: Arc<AcpiEvents>,
+    rtc: Arc<Rtc>,
+    serial: Option<Arc<Serial>>,
     ram: GuestRam,
     next_bar: u64,
-    /// What is behind the block devices.
-    pub disks: Disks,
+    disks: Disks,
+    kept: Option<&'a Kept>,
+    /// Devices that were given what was kept of them.
+    restored: usize,
 }
 
-impl Assembly {
-    /// An empty board with its interrupt controller.
-    pub fn new(vm: Arc<VmFd>, ram: GuestRam) -> Assembly {
+/// What is on the board and has something to be kept, beside functions.
+pub struct Legacy {
+    ioapic: Arc<IoApic>,
+    pci: Arc<PciRoot>,
+    rtc: Arc<Rtc>,
+    serial: Option<Arc<Serial>>,
+    /// The power button's way in.
+    pub events: Arc<AcpiEvents>,
+}
+
+/// What is kept of it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LegacyState {
+    ioapic: IoApicState,
+    pci_address: u32,
+    rtc: RtcState,
+    serial: Option<SerialState>,
+    acpi_events: u8,
+}
+
+impl Legacy {
+    /// Lets the guest hear what was lost on the way, now that its CPUs are restored.
+    pub fn announce(&self) {
+        if let Some(serial) = &self.serial {
+            serial.announce();
+        }
+    }
+
+    /// What is to be kept.
+    pub fn save(&self) -> LegacyState {
+        LegacyState {
+            ioapic: self.ioapic.save(),
+            pci_address: self.pci.address(),
+            rtc: self.rtc.save(),
+            serial: self.serial.as_ref().map(|serial| serial.save()),
+            acpi_events: self.events.save(),
+        }
+    }
+}
+
+impl<'a> Assembly<'a> {
+    /// An empty board with its interrupt controller. What is put on it is made what was kept of it.
+    pub fn new(vm: Arc<VmFd>, ram: GuestRam, kept: Option<&'a Kept>) -> Assembly<'a> {
         let interrupts = Interrupts::new(vm.clone());
         let ioapic = Arc::new(IoApic::new(interrupts.clone()));
         let event_line = Arc::new(IoApicPin::new(ioapic.clone(), layout::ACPI_EVENTS_GSI));
@@ -64,14 +110,23 @@ impl Assembly {
             ioapic,
             vectors: Arc::new(Vectors(interrupts)),
             events: Arc::new(AcpiEvents::new(event_line)),
+            rtc: Arc::default(),
+            serial: None,
             ram,
             next_bar: layout::PCI_WINDOW,
             disks: Disks::default(),
+            kept,
+            restored: 0,
         }
     }
 
     /// Puts on what every machine has.
     pub fn legacy(&self, config: &VmConfig) -> Result<(), MachineError> {
+        if let Some(Kept { legacy, .. }) = self.kept {
+            self.pci.set_address(legacy.pci_address);
+            self.rtc.restore(&legacy.rtc);
+            self.events.restore(legacy.acpi_events);
+        }
         let (ports, memory) = (&self.board.ports, &self.board.memory_bus);
         memory.insert(layout::IOAPIC, 0x1000, self.ioapic.clone())?;
         memory.insert(
@@ -85,7 +140,7 @@ impl Assembly {
             Arc::new(ConfigPorts(self.pci.clone())),
         )?;
         ports.insert(layout::I8042, 5, Arc::new(I8042))?;
-        ports.insert(layout::RTC, 2, Arc::new(Rtc::default()))?;
+        ports.insert(layout::RTC, 2, self.rtc.clone())?;
         ports.insert(layout::ACPI_REGISTERS, 3, Arc::new(AcpiRegisters))?;
         ports.insert(layout::ACPI_EVENTS, 1, self.events.clone())?;
         if config.pvpanic {
@@ -96,7 +151,7 @@ impl Assembly {
 
     /// Puts on the serial port and connects it to its terminal.
     pub fn serial(
-        &self,
+        &mut self,
         config: &VmConfig,
         terminal: &Terminal,
         worker: &WorkerHandle,
@@ -117,11 +172,14 @@ impl Assembly {
             };
         let resume = Arc::new(EventFd::new(0).map_err(system("make an eventfd"))?);
         let input = terminal.input().map_err(&duplicate)?;
-        let serial = Arc::new(Serial::new(
-            line,
-            output,
-            input.is_some().then(|| resume.clone()),
-        ));
+        let room_again = input.is_some().then(|| resume.clone());
+        let kept = self.kept.and_then(|kept| kept.legacy.serial.as_ref());
+        let serial = Arc::new(match kept {
+            Some(state) => Serial::restored(line, output, room_again, state)
+                .map_err(system("restore the serial port"))?,
+            None => Serial::new(line, output, room_again),
+        });
+        self.serial = Some(serial.clone());
         self.board.ports.insert(layout::COM1, 8, serial.clone())?;
         let input = input.map(|fd| {
             Input::start(
@@ -229,6 +287,28 @@ impl Assembly {
         Ok(())
     }
 
+    /// The board, when everything is on it, and what else belongs to it.
+    pub fn finish(self) -> Result<(Board, Disks, Legacy), MachineError> {
+        if let Some(kept) = self.kept {
+            if self.restored != kept.devices.len() {
+                let known = self.board.functions();
+                let unknown = |name: &&String| !known.iter().any(|(_, f)| f.name() == **name);
+                let name = kept.devices.keys().find(unknown).cloned();
+                return Err(MachineError::Devices(name.unwrap_or_default()));
+            }
+            // Last, since it lets interrupts through.
+            self.ioapic.restore(&kept.legacy.ioapic);
+        }
+        let legacy = Legacy {
+            ioapic: self.ioapic,
+            pci: self.pci,
+            rtc: self.rtc,
+            serial: self.serial,
+            events: self.events,
+        };
+        Ok((self.board, self.disks, legacy))
+    }
+
     fn add(
         &mut self,
         name: &str,
@@ -246,6 +326,13 @@ impl Assembly {
             worker,
         );
         let function = Arc::new(function.map_err(system("make a device's doorbells"))?);
+        if let Some(kept) = self.kept {
+            let state = kept.devices.get(name);
+            let state = state.ok_or_else(|| MachineError::Devices(name.to_owned()))?;
+            function.restore(state)?;
+            function.restore_held(kept.held.get(name).map(Vec::as_slice))?;
+            self.restored += 1;
+        }
         self.next_bar += BAR_SIZE;
         self.pci.insert(slot, function.clone());
         self.board.add(slot, function);

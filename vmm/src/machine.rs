@@ -1,41 +1,40 @@
 //! One booted machine: it owns the memory, the CPUs, the buses and the devices.
 //!
-//! The order of its life: [`Machine::boot`] (stopped CPUs, then they run), any number of
+//! The order of its life: `start.rs` boots or restores it, any number of
 //! [`pause`](Machine::pause) and [`resume`](Machine::resume), then drop: CPUs stop first, then
 //! queues, then streams, then workers.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::VmFd;
 use skerry_devices::bus::{Action, BusError, Slot};
-use skerry_devices::legacy::AcpiEvents;
-use skerry_devices::memory::GuestRam;
 use skerry_devices::pci::PciError;
 use skerry_devices::stream::{Input, OutputGuard};
 use skerry_devices::virtio::net::{TapError, VhostNetError};
-use skerry_devices::virtio::transport::VirtioPci;
+use skerry_devices::virtio::transport::{RestoreError, VirtioPci};
 use skerry_devices::virtio::vhost_user::VhostUserError;
 use skerry_devices::virtio::vsock::VsockError;
-use skerry_vmm_api::VmConfig;
+use skerry_snapshot::{Range, SnapshotError};
 use skerry_vmm_api::config::DiskConfig;
 use skerry_vmm_api::requests::{DeviceNode, VmCounters};
+use skerry_vmm_api::snapshots::DiskOverlay;
 use skerry_vmm_api::workers::VmMoveQueues;
 use thiserror::Error;
 
-use crate::arch::{self, ArchError, layout};
-use crate::assembly::Assembly;
+use crate::arch::{self, ArchError, CpuTold, MsrIndices, layout};
+use crate::assembly::Legacy;
 use crate::board::Board;
-use crate::disks::{DiskError, DiskRequest, Disks};
-use crate::kernel::{Kernel, KernelError};
-use crate::memory::{self, MemoryError};
-use crate::sandbox::{Sandbox, ThreadKind};
+use crate::disks::{DiskError, DiskRequest, Disks, Frozen};
+use crate::kernel::KernelError;
+use crate::memory::{
+    FaultServer, MemoryError, Prefault, Ram, RestoreError as MemoryRestoreError, TrackError,
+};
+use crate::snapshot::Tracking;
 use crate::terminal::Terminal;
-use crate::vcpu::{CpuEvents, Vcpu};
+use crate::vcpu::Vcpu;
 use crate::workers::{WorkerError, WorkerRequest, Workers};
 
 /// Why a machine could not be booted.
@@ -75,6 +74,16 @@ pub enum MachineError {
     Pci(#[from] PciError),
     #[error("two devices at one address")]
     Bus(#[from] BusError),
+    #[error(transparent)]
+    RestoreMemory(#[from] MemoryRestoreError),
+    #[error(transparent)]
+    RestoreDevice(#[from] RestoreError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error(
+        "the saved state has a device `{0}` that the configuration lacks, or the other way round"
+    )]
+    Devices(String),
     #[error("cannot {what}")]
     System {
         what: &'static str,
@@ -125,22 +134,30 @@ pub struct Terminals {
 
 /// A booted machine. Fields are dropped in order.
 pub struct Machine {
-    cpus: Vec<Vcpu>,
-    queues: Queues,
+    pub(crate) cpus: Vec<Vcpu>,
+    /// What each was told of its features.
+    pub(crate) told: Vec<CpuTold>,
+    pub(crate) queues: Queues,
     /// Its images are closed when no queue runs any more, and before the worker ends.
-    disks: Disks,
-    events: Arc<AcpiEvents>,
-    _input: Option<Input>,
-    _output: Option<OutputGuard>,
-    workers: Workers,
-    memory_size: u64,
+    pub(crate) disks: Disks,
+    pub(crate) legacy: Legacy,
+    pub(crate) _input: Option<Input>,
+    pub(crate) _output: Option<OutputGuard>,
+    pub(crate) workers: Workers,
+    /// Fetches memory ahead. It goes before the one who fetches it.
+    pub(crate) prefault: Option<Prefault>,
+    /// Fetches memory that is touched, until all of it is there.
+    pub(crate) faults: Option<FaultServer>,
+    pub(crate) msrs: MsrIndices,
+    /// Writes since the last snapshot, if somebody wants to know.
+    pub(crate) tracking: Option<Tracking>,
     /// Goes before the memory that it maps.
-    _vm: Arc<VmFd>,
-    _memory: GuestRam,
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) ram: Ram,
 }
 
 /// The devices; their queues are stopped before anything below them goes away.
-struct Queues(Arc<Board>);
+pub(crate) struct Queues(pub Arc<Board>);
 
 impl Drop for Queues {
     fn drop(&mut self) {
@@ -151,101 +168,7 @@ impl Drop for Queues {
 }
 
 impl Machine {
-    /// Builds and starts the machine of a checked configuration.
-    pub fn boot(
-        kvm: &Kvm,
-        config: &VmConfig,
-        terminals: &Terminals,
-        events: Arc<dyn CpuEvents>,
-        sandbox: Sandbox,
-    ) -> Result<Machine, MachineError> {
-        // What may be refused comes before what takes time.
-        let kernel_path = config.payload.kernel.clone().unwrap_or_default();
-        let kernel_file = open("kernel", &kernel_path)?;
-        let mut initramfs = config
-            .payload
-            .initramfs
-            .as_ref()
-            .map(|path| open("initramfs", path))
-            .transpose()?;
-        let workers = Workers::start(config, sandbox)?;
-        let memory = memory::create(&config.memory)?;
-        let vm = Arc::new(kvm.create_vm().map_err(|source| MachineError::Kvm {
-            what: "create a VM",
-            source,
-        })?);
-        // Memory comes first: once there is an interrupt chip, adding a region makes KVM wait for
-        // every CPU of the host (milliseconds).
-        memory::map_into(&vm, &memory)?;
-        arch::prepare_vm(&vm)?;
-        let kernel = Kernel::load(&memory, &kernel_path, &kernel_file)?;
-        let ram = GuestRam::new(memory);
-
-        let mut assembly = Assembly::new(vm.clone(), ram.clone());
-        assembly.legacy(config)?;
-        let (input, output) = assembly.serial(config, &terminals.serial, &workers.default())?;
-        assembly.devices(config, terminals, &workers)?;
-        let board = Arc::new(assembly.board);
-        let queues = Queues(board.clone());
-
-        let features = arch::CpuFeatures::of(kvm)?;
-        let shape = MachineShape {
-            cpus: config.cpus.boot_vcpus,
-            memory: config.memory.size,
-            phys_bits: config.cpus.max_phys_bits.min(features.phys_bits()),
-            nested: config.cpus.nested,
-            pvpanic: config.pvpanic,
-        };
-        let cmdline = config.payload.cmdline.as_deref().unwrap_or_default();
-        let boot = arch::prepare_boot(ram.memory(), &kernel, cmdline, initramfs.as_mut(), &shape)?;
-        let mut cpus = Vec::new();
-        for index in 0..shape.cpus {
-            let fd = vm
-                .create_vcpu(index.into())
-                .map_err(|source| MachineError::Kvm {
-                    what: "create a CPU",
-                    source,
-                })?;
-            let start = (index == 0).then_some(&boot);
-            arch::setup_vcpu(&features, &fd, index, &shape, start)?;
-            let affinity = config
-                .cpus
-                .affinity
-                .iter()
-                .find(|a| a.vcpu == index)
-                .cloned();
-            let prepare = move || {
-                if let Some(affinity) = affinity {
-                    pin(&format!("CPU {index}"), &affinity.host_cpus)?;
-                }
-                sandbox.enter(ThreadKind::Vcpu)
-            };
-            let cpu = Vcpu::start(index, fd, board.clone(), events.clone(), prepare);
-            cpus.push(cpu.map_err(system("start a CPU's thread"))?);
-        }
-        // Threads prepare themselves side by side, and each CPU runs as soon as it is ready.
-        cpus.iter().for_each(Vcpu::resume);
-        let machine = Machine {
-            cpus,
-            queues,
-            disks: assembly.disks,
-            events: assembly.events,
-            _input: input,
-            _output: output,
-            workers,
-            memory_size: config.memory.size,
-            _memory: ram,
-            _vm: vm,
-        };
-        machine.workers.wait_prepared()?;
-        for cpu in &machine.cpus {
-            cpu.wait_prepared()
-                .map_err(system("start a CPU's thread"))?;
-        }
-        Ok(machine)
-    }
-
-    fn board(&self) -> &Board {
+    pub(crate) fn board(&self) -> &Board {
         &self.queues.0
     }
 
@@ -263,6 +186,9 @@ impl Machine {
         self.workers.revive();
         for (_, function) in self.board().functions() {
             function.resume();
+        }
+        for cpu in &self.cpus {
+            cpu.errand(|fd| arch::was_paused(fd));
         }
         self.cpus.iter().for_each(Vcpu::resume);
     }
@@ -333,9 +259,70 @@ impl Machine {
         self.disks.note_layers(disks);
     }
 
+    /// Prepares to freeze disks, under new layers.
+    pub fn prepare_freeze(&mut self, overlays: Vec<DiskOverlay>) -> Result<Vec<Frozen>, DiskError> {
+        self.disks.prepare_freeze(overlays, &self.workers.default())
+    }
+
+    /// Freezes disks. The machine is paused.
+    pub fn freeze(&mut self, frozen: Vec<Frozen>) -> Result<(), DiskError> {
+        self.disks.freeze(frozen, &self.workers.default())
+    }
+
+    /// A disk with bitmaps, if there is one.
+    pub fn disk_with_bitmaps(&self) -> Option<String> {
+        self.disks.with_bitmaps().map(str::to_owned)
+    }
+
+    /// Lets another process have the disks. The machine is paused.
+    pub fn let_disks_go(&mut self) -> Result<(), DiskError> {
+        self.disks.let_go(&self.workers.default())
+    }
+
+    /// Takes the disks back that were let go.
+    pub fn take_disks_back(&mut self) -> Result<(), DiskError> {
+        self.disks.take_back()
+    }
+
+    /// The disks are another process's now: they are not even closed.
+    pub fn forget_disks(&mut self) {
+        self.disks.forget();
+    }
+
+    /// What the guest has touched since it was restored.
+    pub fn working_set(&self) -> Result<Vec<Range>, TrackError> {
+        match &self.faults {
+            Some(faults) => Ok(faults.asked()),
+            None => self.ram.touched(),
+        }
+    }
+
+    /// Fetches memory in the background, at so many bytes a second.
+    pub fn fetch_ahead(&mut self, ranges: Vec<Range>, bandwidth: u64) -> Result<(), MachineError> {
+        let prefault = Prefault::start(&self.ram, self.faults.as_ref(), ranges, bandwidth.max(1));
+        self.prefault = Some(prefault.map_err(system("start fetching memory ahead"))?);
+        Ok(())
+    }
+
+    /// Fetches all memory that is missing, since all of it is needed now.
+    pub fn complete_memory(&mut self) -> std::io::Result<()> {
+        if let Some(faults) = &self.faults {
+            // As long as some of it is missing, there must be one who fetches it.
+            faults.complete()?;
+        }
+        self.prefault = None;
+        self.faults = None;
+        Ok(())
+    }
+
+    /// Slows the guest down: its CPUs stand still for so many percent of the time.
+    pub fn throttle(&self, percent: u32) {
+        self.cpus.iter().for_each(|cpu| cpu.throttle(percent));
+    }
+
     /// Presses the power button.
     pub fn power_button(&self) {
-        self.events.power_button();
+        self.legacy.events.power_button();
     }
 
     /// Carries out what a guest asked of a device. It may wait for I/O in flight.
@@ -359,7 +346,7 @@ impl Machine {
 
     /// Bytes of RAM.
     pub fn memory_size(&self) -> u64 {
-        self.memory_size
+        self.ram.size()
     }
 
     /// What the devices counted, by name.
@@ -395,28 +382,6 @@ impl Machine {
         };
         self.board().functions().into_iter().map(node).collect()
     }
-}
-
-fn open(what: &'static str, path: &std::path::Path) -> Result<File, MachineError> {
-    let error = |source| MachineError::Open {
-        what,
-        path: path.to_owned(),
-        source,
-    };
-    // Opening a FIFO must not block the monitor.
-    let file = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(error)?;
-    let metadata = file.metadata().map_err(error)?;
-    if metadata.is_dir() {
-        return Err(error(io::ErrorKind::IsADirectory.into()));
-    }
-    if !metadata.is_file() {
-        return Err(error(io::Error::other("it is no regular file")));
-    }
-    Ok(file)
 }
 
 /// Lets the calling thread, which is `what`, run on these CPUs of the host only.

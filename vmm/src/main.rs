@@ -67,7 +67,8 @@ fn run(args: &Args) -> Result<Outcome, Box<dyn std::error::Error>> {
         return Ok(Outcome::Done);
     }
     let vm = args.vm();
-    if vm.is_none() && args.api_socket.is_none() {
+    let restored = args.restored();
+    if vm.is_none() && restored.is_none() && args.api_socket.is_none() {
         return Err("nothing to do: give --kernel to boot a VM, or --api-socket to be told what to boot (--help shows all)".into());
     }
     let sandbox = Sandbox::new(args.seccomp);
@@ -81,6 +82,7 @@ fn run(args: &Args) -> Result<Outcome, Box<dyn std::error::Error>> {
     let options = MonitorOptions {
         probe: !args.no_probe,
         no_reboot: args.no_reboot,
+        end_with_vm: args.end_with_vm,
         sandbox,
     };
     let mut monitor = Monitor::new(kvm, options);
@@ -90,6 +92,9 @@ fn run(args: &Args) -> Result<Outcome, Box<dyn std::error::Error>> {
     })?;
     if let Some(vm) = vm {
         monitor.boot_from_flags(vm)?;
+    }
+    if let Some(restore) = restored {
+        monitor.restore_from_flags(&restore)?;
     }
     let server = match &socket {
         Some(socket) => Some(serve(socket.listener()?, monitor.events(), sandbox)?),

@@ -1,21 +1,36 @@
 //! The thread that owns the VM's life. Everybody else sends it [`Event`]s: the API, the CPUs, the
 //! signals.
 
+mod arriving;
+mod moving;
+
+use std::collections::VecDeque;
 use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
+use std::thread::JoinHandle;
 
 use kvm_ioctls::Kvm;
+use moving::Busy;
+pub use moving::Moving;
 use serde_json::Value;
 use skerry_devices::bus::Action;
+use skerry_link::Hangup;
 use skerry_vmm_api::VmConfig;
 use skerry_vmm_api::config::{DiskConfig, NetConfig};
 use skerry_vmm_api::requests::{VmInfo, VmState, VmmPingResponse};
+use skerry_vmm_api::snapshots::{
+    VmPrepare, VmReceiveMigration, VmRestore, VmSendMigration, VmSnapshot,
+};
 use thiserror::Error;
 
 use crate::disks::{DiskError, DiskRequest};
 use crate::machine::{Machine, MachineError, Terminals};
+use crate::migration::MigrationError;
 use crate::sandbox::{Sandbox, ThreadKind};
+use crate::shell::{Offer, Shell, Size};
+use crate::snapshot::{Ending, Origin, SnapshotRequestError};
+use crate::start::Surroundings;
 use crate::terminal::{Terminal, TerminalError};
 use crate::validate::{self, ConfigError};
 use crate::vcpu::{CpuEvents, Failure};
@@ -42,6 +57,21 @@ pub enum Request {
     RemoveDevice(String),
     Disk(DiskRequest),
     Worker(WorkerRequest),
+    Restore(Box<VmRestore>),
+    Prepare(Box<VmPrepare>),
+    CancelMigration,
+    WorkingSet,
+    /// What takes its time and is answered later.
+    Move(MoveRequest),
+}
+
+/// What a snapshot or a migration asks.
+#[derive(Debug)]
+#[allow(missing_docs)]
+pub enum MoveRequest {
+    Snapshot(Box<VmSnapshot>),
+    Send(VmSendMigration),
+    Receive(Box<VmReceiveMigration>),
 }
 
 /// Why a request was refused.
@@ -70,6 +100,10 @@ pub enum RequestError {
     Disk(#[from] DiskError),
     #[error(transparent)]
     Worker(#[from] WorkerError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotRequestError),
+    #[error(transparent)]
+    Migration(#[from] MigrationError),
 }
 
 /// Why a boot failed.
@@ -97,6 +131,8 @@ pub enum Event {
     Guest(Generation, Action),
     /// A CPU cannot go on.
     CpuFailed(Generation, u32, Failure),
+    /// A snapshot or a migration has come so far.
+    Moving(Generation, Moving),
     /// A signal asks the monitor to end.
     Signal(i32),
 }
@@ -123,28 +159,45 @@ pub struct MonitorOptions {
     pub probe: bool,
     /// A guest's reset ends it like a power off.
     pub no_reboot: bool,
+    /// The monitor ends when a VM that the API made ends.
+    pub end_with_vm: bool,
     /// What confines the threads.
     pub sandbox: Sandbox,
 }
 
 /// The monitor.
 pub struct Monitor {
-    kvm: Kvm,
+    kvm: Arc<Kvm>,
     options: MonitorOptions,
     events: Sender<Event>,
     inbox: Receiver<Event>,
+    /// Events that were looked at before their turn.
+    early: VecDeque<Event>,
     vm: Option<Vm>,
     generation: u64,
     probed: bool,
+    /// A VM that waits for what is to run in it.
+    prepared: Option<Shell>,
+    /// Asked when it is needed first.
+    offer: Option<Arc<Offer>>,
+    /// A VM is waited for, or on its way here; what ends that.
+    incoming: Option<Hangup>,
+    /// Threads that take snapshots, and how they are ended, or that receive a VM.
+    awaited: Vec<(JoinHandle<()>, Option<Ending>)>,
 }
 
 struct Vm {
     config: VmConfig,
     state: VmState,
-    terminals: Option<Terminals>,
+    /// Before its terminals, which hear the last of it.
     machine: Option<Machine>,
+    terminals: Option<Terminals>,
     /// Given by flags: when it ends, the monitor ends.
     owns_process: bool,
+    /// A snapshot of it is being taken, or it is on its way elsewhere.
+    busy: Option<Busy>,
+    /// The snapshot that its machine was made of.
+    made_of: Option<Origin>,
 }
 
 /// A CPU's way to the monitor.
@@ -171,13 +224,18 @@ impl Monitor {
     pub fn new(kvm: Kvm, options: MonitorOptions) -> Monitor {
         let (events, inbox) = std::sync::mpsc::channel();
         Monitor {
-            kvm,
+            kvm: Arc::new(kvm),
             options,
             events,
             inbox,
+            early: VecDeque::new(),
             vm: None,
             generation: 0,
             probed: false,
+            prepared: None,
+            offer: None,
+            incoming: None,
+            awaited: Vec::new(),
         }
     }
 
@@ -195,23 +253,50 @@ impl Monitor {
         self.boot()
     }
 
+    /// Restores the VM that the flags describe.
+    pub fn restore_from_flags(&mut self, request: &VmRestore) -> Result<(), RequestError> {
+        self.restore(request)?;
+        if let Some(vm) = &mut self.vm {
+            vm.owns_process = true;
+        }
+        Ok(())
+    }
+
+    /// What a machine sends events by; those of machines before it are nobody's from now on.
+    fn next_events(&mut self) -> Arc<FromCpus> {
+        self.generation += 1;
+        Arc::new(FromCpus {
+            events: self.events.clone(),
+            generation: Generation(self.generation),
+        })
+    }
+
     /// Serves events until the monitor is to end.
     pub fn run(mut self) -> Outcome {
         if let Err(e) = self.options.sandbox.enter(ThreadKind::Monitor) {
             return Outcome::Failed(format!("cannot enter the sandbox: {e}"));
         }
         loop {
-            let Ok(event) = self.inbox.recv() else {
+            let early = self.early.pop_front();
+            let Some(event) = early.or_else(|| self.inbox.recv().ok()) else {
                 return Outcome::Done;
             };
             let outcome = match event {
                 Event::Request(Request::Exit, reply) => {
-                    self.vm = None;
+                    self.end();
                     reply(Ok(None));
                     Some(Outcome::Done)
                 }
+                Event::Request(Request::Move(request), reply) => {
+                    self.begin_move(request, reply);
+                    None
+                }
                 Event::Request(request, reply) => {
                     reply(self.serve(request));
+                    None
+                }
+                Event::Moving(Generation(g), moving) => {
+                    self.moved(g == self.generation, moving);
                     None
                 }
                 Event::Guest(Generation(g), action) if g == self.generation => self.guest(action),
@@ -225,11 +310,36 @@ impl Monitor {
                 }
             };
             if let Some(outcome) = outcome {
-                // CPUs, queues and streams end in order before the process does.
-                self.vm = None;
+                self.end();
                 return outcome;
             }
         }
+    }
+
+    /// CPUs, queues and streams end in order before the process does, and no snapshot or arrival stays half-made.
+    fn end(&mut self) {
+        self.end_moves();
+        self.end_waiting();
+        self.vm = None;
+        self.generation += 1;
+        self.end_awaited();
+        for event in self.early.drain(..).chain(self.inbox.try_iter()) {
+            if let Event::Moving(_, moving) = event {
+                moving.undo();
+            }
+        }
+    }
+
+    /// Whether the guest, which has been paused, had asked for its machine's end before, and that is still to
+    /// be done: whoever went on from where it stands would wait for it for ever.
+    fn is_ending(&mut self) -> bool {
+        self.early.extend(self.inbox.try_iter());
+        let current = Generation(self.generation);
+        self.early.iter().any(|event| match event {
+            Event::Guest(of, Action::PowerOff | Action::Reboot | Action::GuestPanic)
+            | Event::CpuFailed(of, ..) => *of == current,
+            _ => false,
+        })
     }
 
     fn serve(&mut self, request: Request) -> Answer {
@@ -240,7 +350,12 @@ impl Monitor {
                 let counters = self.machine("tell counters")?.counters();
                 return Ok(Some(json(&counters)));
             }
-            Request::Exit => {}
+            // These are served by themselves.
+            Request::Exit | Request::Move(_) => {}
+            Request::WorkingSet => return self.record_working_set().map(Some),
+            Request::CancelMigration => self.cancel_migration()?,
+            Request::Restore(request) => return self.restore(&request).map(Some),
+            Request::Prepare(request) => self.prepare(&request)?,
             Request::Create(config) => self.create(*config)?,
             Request::Delete => {
                 self.vm()?;
@@ -273,20 +388,16 @@ impl Monitor {
                 self.change("remove a device", |config| remove_device(config, &id))?
             }
             Request::Worker(request) => {
-                self.machine("tell of its workers")?;
-                let machine = self.vm.as_mut().and_then(|vm| vm.machine.as_mut());
-                return match machine {
-                    Some(machine) => Ok(machine.worker_request(request)?),
-                    None => Ok(None),
-                };
+                let machine = self.machine_mut("tell of its workers")?;
+                return Ok(machine.worker_request(request)?);
             }
             Request::Disk(request) => {
-                self.machine("work on disks")?;
-                let machine = self.vm.as_mut().and_then(|vm| vm.machine.as_mut());
-                return match machine {
-                    Some(machine) => Ok(machine.disk_request(request)?),
-                    None => Ok(None),
+                // The layers are about to be frozen, or let go.
+                let machine = match request.changes_disks() {
+                    true => self.idle("work on disks")?.0,
+                    false => self.machine_mut("work on disks")?,
                 };
+                return Ok(machine.disk_request(request)?);
             }
         }
         Ok(None)
@@ -298,9 +409,13 @@ impl Monitor {
 
     /// The machine, running or paused.
     fn machine(&mut self, verb: &'static str) -> Result<&Machine, RequestError> {
+        self.machine_mut(verb).map(|machine| &*machine)
+    }
+
+    fn machine_mut(&mut self, verb: &'static str) -> Result<&mut Machine, RequestError> {
         let vm = self.vm()?;
         let is = state_name(vm.state);
-        vm.machine.as_ref().ok_or(RequestError::State {
+        vm.machine.as_mut().ok_or(RequestError::State {
             is,
             verb,
             remedy: "call vm.boot first",
@@ -320,7 +435,7 @@ impl Monitor {
     }
 
     fn create(&mut self, mut config: VmConfig) -> Result<(), RequestError> {
-        if self.vm.is_some() {
+        if self.vm.is_some() || self.incoming.is_some() {
             return Err(RequestError::Exists);
         }
         validate::check(&mut config)?;
@@ -334,6 +449,8 @@ impl Monitor {
             terminals: None,
             machine: None,
             owns_process: false,
+            busy: None,
+            made_of: None,
         });
         Ok(())
     }
@@ -371,33 +488,24 @@ impl Monitor {
                 remedy: "call vm.shutdown first, or vm.reboot",
             });
         }
-        if self.options.probe && !self.probed {
-            crate::probe::run(&self.kvm).map_err(BootError::Probe)?;
-            self.probed = true;
-        }
-        let terminals = match &mut vm.terminals {
-            Some(terminals) => terminals,
-            empty => {
-                let opened = open_terminals(&vm.config).map_err(BootError::Terminal)?;
-                vm.config.serial.file = opened.serial.pty.clone().or(vm.config.serial.file.take());
-                vm.config.console.file =
-                    opened.console.pty.clone().or(vm.config.console.file.take());
-                empty.insert(opened)
-            }
-        };
+        probe(&self.kvm, self.options, &mut self.probed)?;
+        let offer = offer_of(&mut self.offer, &self.kvm).map_err(BootError::Machine)?;
+        let terminals = terminals_of(&mut vm.terminals, &mut vm.config, self.options.sandbox)
+            .map_err(BootError::Terminal)?;
         self.generation += 1;
         let events = Arc::new(FromCpus {
             events: self.events.clone(),
             generation: Generation(self.generation),
         });
-        let booted = Machine::boot(
-            &self.kvm,
-            &vm.config,
+        let around = Surroundings {
             terminals,
             events,
-            self.options.sandbox,
-        )
-        .map_err(BootError::Machine);
+            sandbox: self.options.sandbox,
+        };
+        let shell = shell_for(&mut self.prepared, &self.kvm, &offer, &vm.config);
+        let booted = shell
+            .and_then(|shell| Machine::boot(shell, &vm.config, &around))
+            .map_err(BootError::Machine);
         match booted {
             Ok(machine) => {
                 vm.machine = Some(machine);
@@ -424,6 +532,8 @@ impl Monitor {
         let vm = self.vm()?;
         match &mut vm.machine {
             Some(machine) if vm.state == VmState::Paused => {
+                // A migration may have let them go and not got them back.
+                machine.take_disks_back()?;
                 machine.resume();
                 vm.state = VmState::Running;
                 Ok(())
@@ -437,9 +547,11 @@ impl Monitor {
     }
 
     fn stop(&mut self) {
+        self.end_moves();
         self.note_layers();
         if let Some(vm) = &mut self.vm {
             vm.machine = None;
+            vm.made_of = None;
             vm.state = VmState::Shutdown;
         }
         self.generation += 1;
@@ -524,14 +636,64 @@ impl Monitor {
     fn ended(&mut self, outcome: Outcome) -> Option<Outcome> {
         self.stop();
         let owns_process = self.vm.as_ref().is_some_and(|vm| vm.owns_process);
-        owns_process.then_some(outcome)
+        (owns_process || self.options.end_with_vm).then_some(outcome)
     }
 }
 
-fn open_terminals(config: &VmConfig) -> Result<Terminals, TerminalError> {
+/// Finds out once whether this KVM can run Linux.
+fn probe(kvm: &Kvm, options: MonitorOptions, probed: &mut bool) -> Result<(), BootError> {
+    if options.probe && !*probed {
+        crate::probe::run(kvm)?;
+        *probed = true;
+    }
+    Ok(())
+}
+
+/// A VM's terminals, opened if they are not yet. Its configuration tells what pseudo-terminals are called.
+fn terminals_of<'a>(
+    place: &'a mut Option<Terminals>,
+    config: &mut VmConfig,
+    sandbox: Sandbox,
+) -> Result<&'a Terminals, TerminalError> {
+    let opened = match place.take() {
+        Some(open) => open,
+        None => {
+            let opened = open_terminals(config, sandbox)?;
+            config.serial.file = opened.serial.pty.clone().or(config.serial.file.take());
+            config.console.file = opened.console.pty.clone().or(config.console.file.take());
+            opened
+        }
+    };
+    Ok(place.insert(opened))
+}
+
+/// What KVM offers, asked once.
+fn offer_of(place: &mut Option<Arc<Offer>>, kvm: &Kvm) -> Result<Arc<Offer>, MachineError> {
+    let offer = match place.take() {
+        Some(offer) => offer,
+        None => Arc::new(Offer::of(kvm)?),
+    };
+    Ok(place.insert(offer).clone())
+}
+
+/// The VM that was prepared, if it fits, or a new one.
+fn shell_for(
+    prepared: &mut Option<Shell>,
+    kvm: &Kvm,
+    offer: &Arc<Offer>,
+    config: &VmConfig,
+) -> Result<Shell, MachineError> {
+    let size = Size::of(config.cpus.boot_vcpus, &config.memory);
+    match prepared.take_if(|shell| shell.size() == size) {
+        Some(shell) => Ok(shell),
+        None => Shell::new(kvm, offer, config.cpus.boot_vcpus, &config.memory),
+    }
+}
+
+fn open_terminals(config: &VmConfig, sandbox: Sandbox) -> Result<Terminals, TerminalError> {
     Ok(Terminals {
-        serial: Terminal::open("serial port", &config.serial)?,
-        console: Terminal::open("console", &config.console)?,
+        serial: Terminal::open("serial port", &config.serial, sandbox)?,
+        console: Terminal::open("console", &config.console, sandbox)?,
     })
 }
 

@@ -74,8 +74,9 @@ fn attempt(kvm: &Kvm) -> Result<Outcome, ProbeSetupError> {
         thp: false,
         ..MemoryConfig::default()
     };
-    let memory = memory::create(&config)?;
-    memory::map_into(&vm, &memory)?;
+    let place = Arc::new(memory::Reservation::new(&config)?);
+    let memory = memory::create(&config, &place)?;
+    place.show(&vm)?;
     arch::prepare_vm(&vm)?;
     let mut vcpu = vm.create_vcpu(0)?;
     let features = arch::CpuFeatures::of(kvm)?;
@@ -87,7 +88,7 @@ fn attempt(kvm: &Kvm) -> Result<Outcome, ProbeSetupError> {
         pvpanic: false,
     };
     arch::setup_vcpu(&features, &vcpu, 0, &shape, None)?;
-    arch::probe_program(&memory, &vcpu)?;
+    arch::probe_program(memory.guest().memory(), &vcpu)?;
 
     // A KVM that makes no progress must not hang the monitor: somebody kicks the CPU in the end.
     let running = KickTarget::of_this_thread(&mut vcpu);

@@ -1,15 +1,18 @@
-//! The host's side of consoles: standard streams, pseudo-terminals, files.
+//! The host's side of consoles: standard streams, pseudo-terminals, files, sockets.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use skerry_vmm_api::config::{ConsoleConfig, ConsoleMode};
 use thiserror::Error;
+
+use crate::attach::Attached;
+use crate::sandbox::Sandbox;
 
 /// Why a console could not be opened.
 #[derive(Debug, Error)]
@@ -29,12 +32,17 @@ pub struct Terminal {
     pub pty: Option<PathBuf>,
     /// Keeps the pseudo-terminal alive while nobody has it open.
     _other_side: Option<OwnedFd>,
+    _attached: Option<Attached>,
     _raw: Option<RawMode>,
 }
 
 impl Terminal {
     /// Opens what `config` names. `console` is what messages call it.
-    pub fn open(console: &'static str, config: &ConsoleConfig) -> Result<Terminal, TerminalError> {
+    pub fn open(
+        console: &'static str,
+        config: &ConsoleConfig,
+        sandbox: Sandbox,
+    ) -> Result<Terminal, TerminalError> {
         let error = |target: &str| {
             let target = target.to_owned();
             move |source| TerminalError {
@@ -47,6 +55,11 @@ impl Terminal {
             ConsoleMode::Off | ConsoleMode::Null => Ok(Terminal::default()),
             ConsoleMode::Tty => Terminal::standard().map_err(error("standard input and output")),
             ConsoleMode::Pty => Terminal::pty().map_err(error("a new pseudo-terminal")),
+            ConsoleMode::Socket => {
+                let path = config.socket.clone().unwrap_or_default();
+                Terminal::attachable(&path, config.file.as_deref(), sandbox)
+                    .map_err(error(&path.display().to_string()))
+            }
             ConsoleMode::File => {
                 let path = config.file.clone().unwrap_or_default();
                 let file = File::options()
@@ -65,6 +78,16 @@ impl Terminal {
                 })
             }
         }
+    }
+
+    fn attachable(path: &Path, log: Option<&Path>, sandbox: Sandbox) -> io::Result<Terminal> {
+        let attached = Attached::start(path, log, sandbox)?;
+        Ok(Terminal {
+            input: Some(attached.descriptor()?),
+            output: Some(attached.descriptor()?),
+            _attached: Some(attached),
+            ..Terminal::default()
+        })
     }
 
     fn standard() -> io::Result<Terminal> {
@@ -97,7 +120,7 @@ impl Terminal {
             output: Some(master),
             pty: Some(name),
             _other_side: Some(slave.into()),
-            _raw: None,
+            ..Terminal::default()
         })
     }
 

@@ -82,6 +82,8 @@ pub enum ConfigError {
     Cid(u64),
     #[error("the {0} goes to a file and names none: give file=PATH")]
     ConsoleFile(&'static str),
+    #[error("the {0} goes to a socket and names none: give socket=PATH")]
+    ConsoleSocket(&'static str),
     #[error("both serial and console use the terminal: switch one of them off")]
     TwoOnTty,
     #[error("worker name `{0}`: give 1 to 15 letters, digits, `-`, `_` or `.`")]
@@ -102,6 +104,12 @@ pub enum ConfigError {
     RateLimit { id: String },
     #[error("two devices are called `{0}`: give them different ids")]
     DuplicateId(String),
+}
+
+/// Checks CPUs and memory alone.
+pub fn size(config: &mut VmConfig) -> Result<(), ConfigError> {
+    cpus(config)?;
+    memory(config)
 }
 
 /// Gives unnamed devices names and checks every rule.
@@ -137,6 +145,9 @@ pub fn check(config: &mut VmConfig) -> Result<(), ConfigError> {
     ] {
         if console.mode == ConsoleMode::File && console.file.is_none() {
             return Err(ConfigError::ConsoleFile(name));
+        }
+        if console.mode == ConsoleMode::Socket && console.socket.is_none() {
+            return Err(ConfigError::ConsoleSocket(name));
         }
     }
     if config.serial.mode == ConsoleMode::Tty && config.console.mode == ConsoleMode::Tty {

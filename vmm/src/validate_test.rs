@@ -120,6 +120,7 @@ fn each_broken_rule_names_the_thing_and_the_remedy() {
     );
     refused(|c| c.serial.mode = ConsoleMode::Tty, &["serial", "console"]);
     refused(|c| c.serial.mode = ConsoleMode::File, &["file=PATH"]);
+    refused(|c| c.serial.mode = ConsoleMode::Socket, &["socket=PATH"]);
 }
 
 #[test]

@@ -7,19 +7,24 @@
 use std::cell::Cell;
 use std::io;
 use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{
     KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use skerry_devices::bus::Action;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::board::Board;
+
+/// CPUs that are slowed down are so in pieces of this.
+pub const SLICE: Duration = Duration::from_millis(20);
 
 /// What a CPU is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,9 +45,20 @@ enum State {
     Stopped,
 }
 
+/// What a CPU's thread does for somebody while it stands still.
+type Errand = Box<dyn FnOnce(&mut VcpuFd) + Send>;
+
+struct Standing {
+    wish: Wish,
+    state: State,
+    errand: Option<Errand>,
+}
+
 struct Control {
-    inner: Mutex<(Wish, State)>,
+    inner: Mutex<Standing>,
     changed: Condvar,
+    /// Percent of the time that the CPU is to stand still while it runs.
+    throttle: AtomicU32,
 }
 
 /// Why a CPU cannot go on.
@@ -154,8 +170,13 @@ impl Vcpu {
         // Before there is a thread that could be kicked: without it a kick ends the process.
         install_handler();
         let control = Arc::new(Control {
-            inner: Mutex::new((Wish::Pause, State::Running)),
+            inner: Mutex::new(Standing {
+                wish: Wish::Pause,
+                state: State::Running,
+                errand: None,
+            }),
             changed: Condvar::new(),
+            throttle: AtomicU32::new(0),
         });
         let shared = control.clone();
         let (ready, prepared) = std::sync::mpsc::sync_channel(1);
@@ -178,7 +199,10 @@ impl Vcpu {
                 }
                 // The mapped kvm_run goes away with the CPU.
                 drop(running);
-                shared.inner.lock().1 = State::Stopped;
+                let mut inner = shared.inner.lock();
+                inner.state = State::Stopped;
+                inner.errand = None;
+                drop(inner);
                 shared.changed.notify_all();
             })?;
         Ok(Vcpu {
@@ -207,8 +231,41 @@ impl Vcpu {
     /// Waits until the CPU stands still after a [`pause`](Self::pause).
     pub fn wait_paused(&self) {
         let mut inner = self.control.inner.lock();
-        while inner.1 == State::Running {
+        while inner.state == State::Running {
             self.control.changed.wait(&mut inner);
+        }
+    }
+
+    /// Lets the CPU's own thread do something with it while it stands still, and returns what came of
+    /// it. None if the thread has ended.
+    pub fn errand<T: Send + 'static>(
+        &self,
+        errand: impl FnOnce(&mut VcpuFd) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (done, result) = std::sync::mpsc::sync_channel(1);
+        {
+            let mut inner = self.control.inner.lock();
+            if inner.state != State::Paused {
+                return None;
+            }
+            inner.errand = Some(Box::new(move |fd| drop(done.send(errand(fd)))));
+        }
+        self.control.changed.notify_all();
+        result.recv().ok()
+    }
+
+    /// Lets the CPU stand still for `percent` of a [`SLICE`] from now on. Said again every slice, until it
+    /// is said that it is none.
+    pub fn throttle(&self, percent: u32) {
+        self.control
+            .throttle
+            .store(percent.min(99), Ordering::Relaxed);
+        if percent > 0
+            && let Some(thread) = &self.thread
+            && self.control.inner.lock().state == State::Running
+        {
+            use std::os::unix::thread::JoinHandleExt;
+            KickTarget(thread.as_pthread_t()).kick();
         }
     }
 
@@ -219,10 +276,10 @@ impl Vcpu {
 
     fn wish(&self, wish: Wish) {
         let mut inner = self.control.inner.lock();
-        if inner.0 == Wish::Stop || inner.1 == State::Stopped {
+        if inner.wish == Wish::Stop || inner.state == State::Stopped {
             return;
         }
-        inner.0 = wish;
+        inner.wish = wish;
         self.control.changed.notify_all();
         if let (Wish::Pause | Wish::Stop, Some(thread)) = (wish, &self.thread) {
             use std::os::unix::thread::JoinHandleExt;
@@ -250,6 +307,21 @@ struct Cpu {
     ended: bool,
 }
 
+/// Stands still for a part of a slice, if the CPU is slowed down and nobody wishes anything.
+fn rest(control: &Control) {
+    let percent = control.throttle.load(Ordering::Relaxed);
+    if percent == 0 {
+        return;
+    }
+    let until = Instant::now() + SLICE * percent / 100;
+    let mut inner = control.inner.lock();
+    while inner.wish == Wish::Run {
+        if control.changed.wait_until(&mut inner, until).timed_out() {
+            return;
+        }
+    }
+}
+
 /// What one KVM_RUN ended with, without borrowing its CPU.
 enum Exit {
     Io,
@@ -263,20 +335,28 @@ enum Exit {
 impl Cpu {
     fn run(&mut self, control: &Control) {
         loop {
-            let wish = control.inner.lock().0;
+            let wish = control.inner.lock().wish;
             match wish {
-                Wish::Run if !self.ended => while self.step() {},
+                Wish::Run if !self.ended => {
+                    while self.step() {}
+                    rest(control);
+                }
                 Wish::Stop => return,
                 Wish::Run | Wish::Pause => {
                     self.finish_access();
                     let mut inner = control.inner.lock();
-                    inner.1 = State::Paused;
+                    inner.state = State::Paused;
                     control.changed.notify_all();
-                    while inner.0 == Wish::Pause || (inner.0 == Wish::Run && self.ended) {
-                        control.changed.wait(&mut inner);
+                    while inner.wish == Wish::Pause || (inner.wish == Wish::Run && self.ended) {
+                        match inner.errand.take() {
+                            Some(errand) => {
+                                MutexGuard::unlocked(&mut inner, || errand(&mut self.fd))
+                            }
+                            None => control.changed.wait(&mut inner),
+                        }
                     }
-                    if inner.0 == Wish::Run {
-                        inner.1 = State::Running;
+                    if inner.wish == Wish::Run {
+                        inner.state = State::Running;
                     }
                 }
             }

@@ -21,6 +21,42 @@ impl Deadline {
     }
 }
 
+/// What a wait must not go on after.
+pub trait Limit {
+    /// True when it is reached.
+    fn is_reached(&mut self) -> bool;
+}
+
+impl Limit for Deadline {
+    fn is_reached(&mut self) -> bool {
+        self.passed()
+    }
+}
+
+impl<L: Limit> Limit for &mut L {
+    fn is_reached(&mut self) -> bool {
+        (**self).is_reached()
+    }
+}
+
+/// How long to wait while the machine runs: of the time between two looks only so much counts, since the machine
+/// may have been paused, or have become another process's.
+pub struct Patience {
+    left: u64,
+    last: u64,
+    step: u64,
+}
+
+impl Limit for Patience {
+    fn is_reached(&mut self) -> bool {
+        let time = now();
+        let passed = time.wrapping_sub(self.last).min(self.step);
+        self.last = time;
+        self.left = self.left.saturating_sub(passed);
+        self.left == 0
+    }
+}
+
 /// The TSC.
 pub fn now() -> u64 {
     // SAFETY: every x86-64 processor has RDTSC, and CR4.TSD is clear.
@@ -48,6 +84,16 @@ impl Clock {
     /// A deadline in so many milliseconds.
     pub fn deadline_ms(self, ms: u64) -> Deadline {
         Deadline(now() + ms * self.khz)
+    }
+
+    /// Patience for so many milliseconds that the machine runs.
+    pub fn patience_ms(self, ms: u64) -> Patience {
+        const STEP_MS: u64 = 100;
+        Patience {
+            left: ms * self.khz,
+            last: now(),
+            step: STEP_MS * self.khz,
+        }
     }
 
     /// Microseconds since an earlier [`now`].

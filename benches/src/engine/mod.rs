@@ -172,7 +172,8 @@ fn overlay(size: u64, base: &Path) -> CreateOptions {
     CreateOptions::overlay(size, (base.display().to_string(), "qcow2".into()))
 }
 
-fn make(path: &Path, options: &CreateOptions) -> Result<()> {
+/// Makes an image.
+pub fn make(path: &Path, options: &CreateOptions) -> Result<()> {
     let port = Port::new();
     let file = ImageFile::create(path)?;
     block_on(&port, create(&port, &file, None, options))?;

@@ -39,6 +39,8 @@ pub struct AcpiEvents {
 impl AcpiEvents {
     /// Bit 0: the power button.
     pub const POWER_BUTTON: u8 = 1;
+    /// Bit 1: the machine is another one than it was (VMGenID, vmclock).
+    pub const IDENTITY: u8 = 2;
 
     /// Events are announced on `line`.
     pub fn new(line: Arc<dyn IrqLine>) -> AcpiEvents {
@@ -48,9 +50,28 @@ impl AcpiEvents {
         }
     }
 
+    /// Pending events, to be kept.
+    pub fn save(&self) -> u8 {
+        self.pending.load(Ordering::SeqCst)
+    }
+
+    /// Takes what was kept. Its interrupt was sent when the events came.
+    pub fn restore(&self, pending: u8) {
+        self.pending.store(pending, Ordering::SeqCst);
+    }
+
     /// Presses the power button.
     pub fn power_button(&self) {
-        self.pending.fetch_or(Self::POWER_BUTTON, Ordering::SeqCst);
+        self.announce(Self::POWER_BUTTON);
+    }
+
+    /// Says that the machine is another one now.
+    pub fn identity_changed(&self) {
+        self.announce(Self::IDENTITY);
+    }
+
+    fn announce(&self, event: u8) {
+        self.pending.fetch_or(event, Ordering::SeqCst);
         self.line.pulse();
     }
 }

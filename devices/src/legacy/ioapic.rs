@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use crate::bus::{Action, BusDevice};
 use crate::irq::{IrqLine, MsiSend};
@@ -24,7 +25,10 @@ const READ_ONLY: u64 = 1 << 12 | REMOTE_IRR;
 /// Version 0x20 has the EOI register; the high byte is the last entry.
 const VERSION: u32 = (PINS as u32 - 1) << 16 | 0x20;
 
-struct State {
+/// The chip's registers, which are all that is kept of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IoApicState {
     select: u8,
     id: u8,
     entries: [u64; PINS],
@@ -34,7 +38,7 @@ struct State {
 
 /// An IOAPIC whose first pin is GSI 0.
 pub struct IoApic {
-    state: Mutex<State>,
+    state: Mutex<IoApicState>,
     msi: Arc<dyn MsiSend>,
 }
 
@@ -49,11 +53,15 @@ fn message(entry: u64) -> (u64, u32) {
     (address, data as u32)
 }
 
+fn is_live_level(entry: u64) -> bool {
+    entry & LEVEL != 0 && entry & MASKED == 0
+}
+
 impl IoApic {
     /// A chip with all pins masked.
     pub fn new(msi: Arc<dyn MsiSend>) -> IoApic {
         IoApic {
-            state: Mutex::new(State {
+            state: Mutex::new(IoApicState {
                 select: 0,
                 id: 0,
                 entries: [MASKED; PINS],
@@ -61,6 +69,26 @@ impl IoApic {
             }),
             msi,
         }
+    }
+
+    /// What is to be kept.
+    pub fn save(&self) -> IoApicState {
+        self.state.lock().clone()
+    }
+
+    /// Takes what was kept.
+    pub fn restore(&self, kept: &IoApicState) {
+        let mut state = self.state.lock();
+        *state = kept.clone();
+        self.announce(&state);
+    }
+
+    /// KVM reports the end of these pins' interrupts alone; edges need nothing.
+    fn announce(&self, state: &IoApicState) {
+        let live = state.entries.iter().filter(|e| is_live_level(**e));
+        let pins: Vec<_> = live.map(|e| message(*e)).collect();
+        // Under the state's lock, so that the last writer's pins are the ones that stay.
+        self.msi.set_pins(&pins);
     }
 
     /// Drives a pin once. A level-triggered one waits for the end of the interrupt before.
@@ -124,13 +152,8 @@ impl IoApic {
                 if *entry & LEVEL == 0 {
                     *entry &= !REMOTE_IRR;
                 }
-                let concerns = |e: u64| e & LEVEL != 0 && e & MASKED == 0;
-                if concerns(old) || concerns(*entry) {
-                    // KVM reports the end of these vectors alone; edges need nothing.
-                    let live = state.entries.iter().filter(|e| concerns(**e));
-                    let pins: Vec<_> = live.map(|e| message(*e)).collect();
-                    // Under the lock, so that the last writer's pins are the ones that stay.
-                    self.msi.set_pins(&pins);
+                if is_live_level(old) || is_live_level(*entry) {
+                    self.announce(&state);
                 }
             }
             _ => {}

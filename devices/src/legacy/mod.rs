@@ -9,7 +9,7 @@ mod serial;
 
 pub use acpi::{AcpiEvents, AcpiRegisters};
 pub use i8042::I8042;
-pub use ioapic::{IoApic, IoApicPin, PINS};
+pub use ioapic::{IoApic, IoApicPin, IoApicState, PINS};
 pub use pvpanic::PvPanic;
-pub use rtc::Rtc;
-pub use serial::Serial;
+pub use rtc::{Rtc, RtcState};
+pub use serial::{Serial, SerialState};

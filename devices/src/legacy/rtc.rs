@@ -4,6 +4,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use crate::bus::{Action, BusDevice};
 
@@ -26,6 +27,34 @@ pub struct Rtc {
 struct Cmos {
     index: u8,
     ram: [u8; 128],
+}
+
+/// What is kept of a clock. Its time is the host's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RtcState {
+    index: u8,
+    ram: Vec<u8>,
+}
+
+impl Rtc {
+    /// What is to be kept.
+    pub fn save(&self) -> RtcState {
+        let cmos = self.cmos.lock();
+        RtcState {
+            index: cmos.index,
+            ram: cmos.ram.to_vec(),
+        }
+    }
+
+    /// Takes what was kept.
+    pub fn restore(&self, state: &RtcState) {
+        let mut cmos = self.cmos.lock();
+        cmos.index = state.index & 0x7f;
+        for (byte, kept) in cmos.ram.iter_mut().zip(&state.ram) {
+            *byte = *kept;
+        }
+    }
 }
 
 impl Default for Rtc {

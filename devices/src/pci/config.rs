@@ -85,6 +85,25 @@ impl ConfigSpace {
         self.bytes[COMMAND] |= COMMAND_MEMORY | COMMAND_BUS_MASTER;
     }
 
+    /// All of it, to be kept.
+    pub fn save(&self) -> Vec<u8> {
+        self.bytes.to_vec()
+    }
+
+    /// Takes what the guest may write from `saved`. False, and nothing is taken, if the rest differs:
+    /// then it is another function's.
+    pub fn restore(&mut self, saved: &[u8]) -> bool {
+        let fixed = |bytes: &[u8]| -> Vec<u8> {
+            let parts = bytes.iter().zip(&self.writable);
+            parts.map(|(byte, mask)| byte & !mask).collect()
+        };
+        if saved.len() != SIZE || fixed(saved) != fixed(&self.bytes) {
+            return false;
+        }
+        self.bytes.copy_from_slice(saved);
+        true
+    }
+
     /// The BAR, if it is decoded.
     pub fn bar(&self) -> Option<Bar> {
         if self.bar_size == 0 || self.bytes[COMMAND] & COMMAND_MEMORY == 0 {

@@ -11,12 +11,15 @@ use thiserror::Error;
 
 use crate::bus::{Action, BusDevice, Slot};
 pub use config::{Bar, ConfigSpace, Identity};
-pub use msix::{MSIX_ENTRY, Msix, MsixVector};
+pub use msix::{MSIX_ENTRY, Msix, MsixState, MsixVector};
 
 /// Devices on bus 0, the host bridge among them.
 pub const SLOTS: usize = 32;
 /// Configuration space of one bus in ECAM (PCIe 6.0 §7.2.2).
 pub const ECAM_BUS_SIZE: u64 = 1 << 20;
+
+/// What the address port keeps of what is written.
+const ADDRESS_BITS: u32 = 0x80ff_fffc;
 
 /// A function's configuration space.
 ///
@@ -88,6 +91,17 @@ impl PciRoot {
             }
             slots
         });
+    }
+
+    /// What was written to the address port, to be kept.
+    pub fn address(&self) -> u32 {
+        self.address.load(Ordering::Relaxed)
+    }
+
+    /// Takes what was kept of the address port.
+    pub fn set_address(&self, address: u32) {
+        self.address
+            .store(address & ADDRESS_BITS, Ordering::Relaxed);
     }
 
     fn read(&self, bus: u8, device: u8, function: u8, offset: u16, size: u8) -> u64 {
@@ -183,10 +197,7 @@ impl BusDevice for ConfigPorts {
 
     fn write(&self, offset: u64, size: u8, value: u64) -> Action {
         match offset {
-            0 if size == 4 => self
-                .0
-                .address
-                .store(value as u32 & 0x80ff_fffc, Ordering::Relaxed),
+            0 if size == 4 => self.0.set_address(value as u32),
             4..8 => {
                 if let Some((b, d, f, register)) = self.target(offset) {
                     return self.0.write(b, d, f, register, size, value);

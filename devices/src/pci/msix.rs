@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use crate::irq::{MsiSource, MsiVector};
 
@@ -44,6 +45,22 @@ struct Entry {
     address: u64,
     data: u32,
     control: u32,
+}
+
+/// What is kept of a table; its control register is in configuration space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MsixState {
+    entries: Vec<MsixEntryState>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MsixEntryState {
+    address: u64,
+    data: u32,
+    control: u32,
+    pending: bool,
 }
 
 struct Table {
@@ -160,6 +177,45 @@ impl Msix {
                 vector.is_some_and(|v| v.pending.load(Ordering::SeqCst))
             })
             .fold(0, |bits, bit| bits | 1 << bit)
+    }
+
+    /// What is to be kept.
+    pub fn save(&self) -> MsixState {
+        let table = self.table.lock();
+        let entries = table.entries.iter().zip(&self.vectors);
+        MsixState {
+            entries: entries
+                .map(|(e, vector)| MsixEntryState {
+                    address: e.address,
+                    data: e.data,
+                    control: e.control,
+                    pending: vector.pending.load(Ordering::SeqCst),
+                })
+                .collect(),
+        }
+    }
+
+    /// Takes what was kept, with the control register that goes with it. Interrupts that were pending and
+    /// are not masked are sent. False if it is another table's.
+    pub fn restore(&self, state: &MsixState, control: u16) -> bool {
+        {
+            let mut table = self.table.lock();
+            if state.entries.len() != table.entries.len() {
+                return false;
+            }
+            for ((e, vector), saved) in table
+                .entries
+                .iter_mut()
+                .zip(&self.vectors)
+                .zip(&state.entries)
+            {
+                (e.address, e.data, e.control) =
+                    (saved.address & !3, saved.data, saved.control & MASKED);
+                vector.pending.store(saved.pending, Ordering::SeqCst);
+            }
+        }
+        self.set_control(control);
+        true
     }
 
     /// Forgets everything (function reset).

@@ -17,12 +17,14 @@ pub mod vsock;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestRam;
 use crate::worker::WorkerHandle;
 use queue::{Queue, QueueError, QueueState};
+use vhost_user::VhostUserError;
 
 /// A device's queue number.
 pub type QueueIndex = u16;
@@ -81,6 +83,38 @@ pub enum StartError {
     },
 }
 
+/// What is kept of a device beside its queues and its transport.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceState {
+    /// Nothing.
+    #[default]
+    None,
+    /// A network's.
+    Net {
+        /// Queue pairs that its driver uses.
+        active_pairs: u16,
+    },
+    /// That of a device which another process serves.
+    Served {
+        /// It is a disk that the guest can only read.
+        readonly: bool,
+    },
+}
+
+/// What another process has of a device that it serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// Nothing but its queues.
+    Nothing,
+    /// A disk that is written there.
+    Disk,
+    /// State, which it hands over.
+    State,
+    /// State, which it keeps to itself.
+    Secret,
+}
+
 /// A virtio device behind any transport.
 ///
 /// Everything that happens to its queues is built of `start_queue` and `stop_queue`: activation,
@@ -109,8 +143,37 @@ pub trait VirtioDevice: Send {
     fn moves_whole(&self) -> bool {
         false
     }
+    /// The queue whose driver waits for an answer by looking for it again and again. Its doorbell gives the
+    /// worker the CPU first.
+    fn spun_for(&self) -> Option<QueueIndex> {
+        None
+    }
     /// The driver reset the device: forget what it negotiated. All queues are stopped.
     fn reset(&mut self) {}
+    /// What is to be kept of it. Its queues are stopped.
+    fn save(&self) -> DeviceState {
+        DeviceState::None
+    }
+    /// Takes what was kept, before a queue is started; says what stands in the way.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), String> {
+        match state {
+            DeviceState::None => Ok(()),
+            other => Err(format!("{other:?} is another kind of device's")),
+        }
+    }
+    /// What another process has of it; none if this one serves it.
+    fn held(&self) -> Option<Held> {
+        None
+    }
+    /// Lets the other process hand over the state that it has of the device. The queues are stopped, and
+    /// nothing of them may be unfinished. None if it has no state.
+    fn save_held(&mut self) -> Result<Option<Vec<u8>>, VhostUserError> {
+        Ok(None)
+    }
+    /// Gives state to the other process that its predecessor handed over, before a queue is started.
+    fn restore_held(&mut self, _state: Option<&[u8]>) -> Result<(), VhostUserError> {
+        Ok(())
+    }
     /// What the device counted, by Cloud Hypervisor's names.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()

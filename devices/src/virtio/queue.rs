@@ -416,6 +416,20 @@ impl Queue {
         Ok(self.available()? != 0)
     }
 
+    /// Whether the driver has offered more than `n` chains that were not popped; asks it to say when it does.
+    pub fn offers_more_than(&mut self, n: u16) -> Result<bool, QueueError> {
+        self.wish = Wish::Ring;
+        if self.event_idx {
+            self.set_avail_event(self.state.next_avail.wrapping_add(n));
+        } else {
+            // SAFETY: field 0 of the used ring is its flags.
+            unsafe { self.used.write_volatile(0) };
+        }
+        // As above.
+        fence(Ordering::SeqCst);
+        Ok(self.available()? > n)
+    }
+
     fn set_avail_event(&mut self, event: u16) {
         // SAFETY: avail_event follows the used ring's entries of four 16-bit units each.
         unsafe {

@@ -4,24 +4,27 @@
 //! doorbells, and hand out [`Action`]s. The machine's thread carries those out here: it alone
 //! starts and stops queues.
 
+mod held;
 mod registers;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::features;
 use super::queue::QueueState;
-use super::{Notify, QueueIndex, QueueStart, VirtioDevice};
+use super::{DeviceState, Notify, QueueIndex, QueueStart, VirtioDevice};
 use crate::bus::{Action, BusDevice, Slot};
 use crate::irq::MsiSource;
 use crate::memory::GuestRam;
-use crate::pci::{Bar, ConfigSpace, Identity, Msix, MsixVector, PciFunction};
+use crate::pci::{Bar, ConfigSpace, Identity, Msix, MsixState, MsixVector, PciFunction};
 use crate::worker::WorkerHandle;
-use registers::Registers;
+use registers::{Registers, RegistersState};
 
 /// Size of the BAR.
 pub const BAR_SIZE: u64 = 0x8000;
@@ -39,7 +42,7 @@ const NOTIFY_MULTIPLIER: u64 = 4;
 const NO_VECTOR: u16 = 0xffff;
 
 /// Where a device's queues are between the driver's DRIVER_OK and its reset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Phase {
     /// The driver has not said DRIVER_OK.
     Idle,
@@ -49,6 +52,28 @@ enum Phase {
     Paused,
     /// The driver asked for a reset that is not over yet.
     Resetting,
+}
+
+/// What is kept of a device and its transport.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VirtioState {
+    registers: RegistersState,
+    isr: u8,
+    config_vector: u16,
+    vectors: Vec<u16>,
+    msix: MsixState,
+    config: Vec<u8>,
+    device_config: Vec<u8>,
+    device: DeviceState,
+}
+
+/// A kept state is not this device's.
+#[derive(Debug, Error)]
+#[error("device `{name}` is not the one that was saved: {what}")]
+pub struct RestoreError {
+    name: String,
+    what: String,
 }
 
 /// What workers share with the transport.
@@ -126,10 +151,15 @@ pub struct VirtioPci {
     /// Locked by the machine's thread alone, since it waits under it.
     device: Mutex<Box<dyn VirtioDevice>>,
     kicks: Vec<Arc<EventFd>>,
+    /// The queue whose driver spins until it is answered.
+    spun_for: Option<usize>,
     vectors: Vec<Arc<AtomicU16>>,
     /// Which worker serves each queue. Locked after the device.
     workers: Mutex<Vec<WorkerHandle>>,
     memory: GuestRam,
+    /// The configuration is another than before the device was restored: its driver hears of it at the
+    /// resume.
+    tell_config: AtomicBool,
 }
 
 struct PciConfig {
@@ -172,12 +202,14 @@ impl VirtioPci {
             kicks: (0..queues)
                 .map(|_| Ok(Arc::new(EventFd::new(0)?)))
                 .collect::<std::io::Result<_>>()?,
+            spun_for: device.spun_for().map(usize::from),
             vectors: (0..queues)
                 .map(|_| Arc::new(AtomicU16::new(NO_VECTOR)))
                 .collect(),
             device: Mutex::new(device),
             workers: Mutex::new(vec![worker; queues.into()]),
             memory,
+            tell_config: AtomicBool::new(false),
         })
     }
 
@@ -193,22 +225,106 @@ impl VirtioPci {
         &self.shared.name
     }
 
+    /// What kind of device it is, in a word.
+    pub fn kind(&self) -> &'static str {
+        match self.device.lock().device_type() {
+            1 => "net",
+            2 => "block",
+            3 => "console",
+            4 => "rng",
+            19 => "vsock",
+            26 => "fs",
+            _ => "virtio",
+        }
+    }
+
     /// Where the BAR is, if it is decoded.
     pub fn bar(&self) -> Option<Bar> {
         self.config.lock().space.bar()
     }
 
-    /// The queues' doorbells: offsets in the BAR, and the eventfds they ring.
+    /// The queues' doorbells that the hypervisor may ring by itself: offsets in the BAR, and the eventfds.
     pub fn doorbells(&self) -> impl Iterator<Item = (u64, &EventFd)> {
         self.kicks
             .iter()
             .enumerate()
+            .filter(|(i, _)| self.spun_for != Some(*i))
             .map(|(i, kick)| (NOTIFY + NOTIFY_MULTIPLIER * i as u64, &**kick))
     }
 
     /// What the device counted.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         self.device.lock().counters()
+    }
+
+    /// What is to be kept of it. It is paused.
+    pub fn save(&self) -> VirtioState {
+        let device = self.device.lock();
+        let load = |vector: &Arc<AtomicU16>| vector.load(Ordering::Relaxed);
+        VirtioState {
+            registers: self.shared.registers.lock().keep(),
+            isr: self.shared.isr.load(Ordering::Relaxed),
+            config_vector: self.shared.config_vector.load(Ordering::Relaxed),
+            vectors: self.vectors.iter().map(load).collect(),
+            msix: self.shared.msix.save(),
+            config: self.config.lock().space.save(),
+            // What the driver has acknowledged since is not in what it reads.
+            device_config: device.config(),
+            device: device.save(),
+        }
+    }
+
+    /// Makes a new device what was kept: paused, if its driver uses it. Its BAR may be elsewhere then.
+    pub fn restore(&self, state: &VirtioState) -> Result<(), RestoreError> {
+        let fail = |what: String| RestoreError {
+            name: self.name().to_owned(),
+            what,
+        };
+        if state.vectors.len() != self.vectors.len() {
+            return Err(fail("it has another number of queues".into()));
+        }
+        let mut config = self.config.lock();
+        if !config.space.restore(&state.config) {
+            return Err(fail("its configuration space is another device's".into()));
+        }
+        let served = self.held().is_some();
+        let mut registers = self.shared.registers.lock();
+        registers.take(&state.registers).map_err(|what| {
+            fail(match served {
+                true => format!("{what}: start its back end with all that the one before had"),
+                false => what,
+            })
+        })?;
+        let phase = registers.phase;
+        drop(registers);
+        self.shared.isr.store(state.isr, Ordering::Relaxed);
+        let valid = |vector: u16| match vector < self.shared.msix.len() {
+            true => vector,
+            false => NO_VECTOR,
+        };
+        self.shared
+            .config_vector
+            .store(valid(state.config_vector), Ordering::Relaxed);
+        for (vector, kept) in self.vectors.iter().zip(&state.vectors) {
+            vector.store(valid(*kept), Ordering::Relaxed);
+        }
+        let mut device = self.device.lock();
+        device.restore(&state.device).map_err(fail)?;
+        let now = device.config();
+        drop(device);
+        let changed = now != state.device_config;
+        self.device_config.store(Arc::new(now));
+        self.tell_config.store(changed, Ordering::Relaxed);
+        let control = config.space.read(config.msix_capability + 2, 2) as u16;
+        if !self.shared.msix.restore(&state.msix, control) {
+            return Err(fail("its interrupt table is another device's".into()));
+        }
+        drop(config);
+        if phase == Phase::Resetting {
+            // The driver had asked for it, and waits.
+            self.reset();
+        }
+        Ok(())
     }
 
     /// Carries out [`Action::Activate`]: runs the queues that the driver enabled.
@@ -219,7 +335,10 @@ impl VirtioPci {
     /// Carries out [`Action::Reset`]: stops the queues and shows the driver a fresh device.
     pub fn reset(&self) {
         self.stop();
-        self.device.lock().reset();
+        let mut device = self.device.lock();
+        device.reset();
+        self.device_config.store(Arc::new(device.config()));
+        drop(device);
         self.shared.msix.reset();
         self.shared.isr.store(0, Ordering::Relaxed);
         self.shared
@@ -233,16 +352,20 @@ impl VirtioPci {
 
     /// Stops the queues where they are, with nothing in flight.
     pub fn pause(&self) {
-        let active = {
+        let (phase, running, enabled) = {
             let mut registers = self.shared.registers.lock();
-            let active = registers.phase == Phase::Active;
-            if active {
+            let phase = registers.phase;
+            if phase == Phase::Active {
                 registers.phase = Phase::Paused;
             }
-            active
+            (phase, registers.running, registers.enabled_queues())
         };
-        if active {
-            let enabled = self.shared.registers.lock().enabled_queues();
+        if phase == Phase::Resetting {
+            // The reset is still to be carried out, and nothing is to be in flight until then.
+            self.stop();
+        }
+        // An activation that is still to be carried out finds its queues where the driver set them up.
+        if phase == Phase::Active && running {
             let stopped = self.stop();
             let lost = |(index, _): &(QueueIndex, _)| !stopped.contains(index);
             if let Some((index, _)) = enabled.iter().find(|queue| lost(queue)) {
@@ -267,6 +390,9 @@ impl VirtioPci {
             registers.phase = Phase::Active;
         }
         self.start();
+        if self.tell_config.swap(false, Ordering::Relaxed) {
+            self.shared.config_changed();
+        }
     }
 
     /// Runs the queues if they are to run and do not yet: an activation that a pause and a resume
@@ -573,11 +699,13 @@ impl BusDevice for VirtioPci {
             COMMON..ISR => return self.common_write(offset - COMMON, size, value),
             // Usually the hypervisor's ioeventfd takes these.
             NOTIFY..MSIX_TABLE => {
-                if let Some(kick) = self
-                    .kicks
-                    .get(((offset - NOTIFY) / NOTIFY_MULTIPLIER) as usize)
-                {
+                let queue = ((offset - NOTIFY) / NOTIFY_MULTIPLIER) as usize;
+                if let Some(kick) = self.kicks.get(queue) {
                     let _ = kick.write(1);
+                    if self.spun_for == Some(queue) {
+                        // The guest would spin for as long as the worker has no CPU.
+                        std::thread::yield_now();
+                    }
                 }
             }
             MSIX_TABLE..MSIX_PBA => self

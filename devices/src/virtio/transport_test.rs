@@ -90,6 +90,33 @@ fn driver_ok_activates_and_a_reset_ends_when_queues_have_stopped() {
 }
 
 #[test]
+fn a_pause_may_come_before_what_the_driver_asked_for_is_done() {
+    let worker = worker();
+    let device = device(&worker);
+    let running = || device.shared.registers.lock().running;
+    // Before the activation: the queues stand where the driver set them up.
+    assert_eq!(bring_up(&device), Action::Activate(Slot(3)));
+    device.pause();
+    assert!(!running());
+    assert_eq!(device.read(DEVICE_STATUS, 1), 0xf);
+    device.resume();
+    assert!(running());
+    device.activate();
+    // Before the reset: nothing is in flight any more.
+    assert_eq!(device.write(DEVICE_STATUS, 1, 0), Action::Reset(Slot(3)));
+    device.pause();
+    assert!(!running());
+    device.resume();
+    assert!(!running());
+    device.reset();
+    assert_eq!(device.read(DEVICE_STATUS, 1), 0);
+    assert_eq!(bring_up(&device), Action::Activate(Slot(3)));
+    device.activate();
+    assert!(running());
+    device.reset();
+}
+
+#[test]
 fn features_that_were_not_offered_are_refused() {
     let worker = worker();
     let device = device(&worker);

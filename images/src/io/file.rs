@@ -286,9 +286,10 @@ fn direct_alignment(file: &File) -> (u32, u32) {
 }
 
 /// Takes a lock. A monitor that was killed a moment ago may seem to have it: the kernel takes its
-/// ring down, and closes the files in it, some milliseconds after the process.
+/// ring down, and closes the files in it, some milliseconds after the process, or when a flush in flight has
+/// ended.
 fn lock_patiently(file: &File, exclusive: bool) -> io::Result<bool> {
-    const PATIENCE: Duration = Duration::from_millis(200);
+    const PATIENCE: Duration = Duration::from_secs(1);
     const STEP: Duration = Duration::from_millis(5);
     let begun = Instant::now();
     loop {

@@ -2,6 +2,20 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::output::on_a_line;
+
+/// A command's exit code, or why it failed.
+pub type Outcome = Result<u8, Failure>;
+
+/// What the process ends with: `failed`, if the command failed, which is printed then.
+pub fn exit_code(outcome: Outcome, failed: u8) -> ExitCode {
+    ExitCode::from(outcome.unwrap_or_else(|failure| {
+        failure.print();
+        failed
+    }))
+}
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +23,21 @@ pub enum Failure {
     /// An image cannot be used so.
     #[error(transparent)]
     Image(#[from] skerry_images::Error),
+    /// A snapshot cannot be used so.
+    #[error(transparent)]
+    Snapshot(#[from] skerry_snapshot::SnapshotError),
+    /// A host does not answer, or refuses.
+    #[error(transparent)]
+    Client(#[from] super::remote::ClientError),
+    /// A host does not run.
+    #[error(transparent)]
+    Up(#[from] crate::up::UpError),
+    /// There is no connection.
+    #[error(transparent)]
+    Link(#[from] skerry_link::LinkError),
+    /// A simulation cannot be.
+    #[error(transparent)]
+    Simulation(#[from] super::simulate::SimulateError),
     /// What was asked for contradicts itself, or lacks something.
     #[error("{0}")]
     Asked(String),
@@ -30,10 +59,10 @@ pub enum Failure {
 impl Failure {
     /// Prints the failure and its causes, one a line.
     pub fn print(&self) {
-        eprintln!("skerry: {self}");
+        eprintln!("skerry: {}", on_a_line(&self.to_string()));
         let mut cause = self.source();
         while let Some(error) = cause {
-            eprintln!("  because: {error}");
+            eprintln!("  because: {}", on_a_line(&error.to_string()));
             cause = error.source();
         }
     }

@@ -1,7 +1,16 @@
 //! The commands.
 
+mod bytes;
+mod date;
 mod failure;
 mod image;
+mod output;
+mod progress;
+mod remote;
+mod shim;
+mod simulate;
+mod snapshot;
+mod up;
 
 use std::process::ExitCode;
 
@@ -19,6 +28,32 @@ struct Cli {
 enum Command {
     /// Make, look at, check, copy and change disk images
     Image(image::Image),
+    /// Look at, check, merge, send and receive snapshots of VMs
+    Snapshot(snapshot::Snapshot),
+    Up(up::Up),
+    Apply(remote::Apply),
+    Get(remote::Get),
+    Describe(remote::Describe),
+    Explain(remote::Explain),
+    Delete(remote::Delete),
+    Run(remote::Run),
+    Logs(remote::Logs),
+    Exec(remote::Exec),
+    Console(remote::Console),
+    Events(remote::Events),
+    Token(remote::Token),
+    Cordon(remote::Cordon),
+    Uncordon(remote::Uncordon),
+    Drain(remote::Drain),
+    /// Print what a shell needs to complete these commands
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    #[command(hide = true)]
+    Shim(shim::Shim),
+    /// Play a trace of workloads to the scheduler
+    Simulate(simulate::Simulate),
 }
 
 /// Reads the command line and does what it says.
@@ -34,5 +69,28 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         Command::Image(image) => image.run(),
+        Command::Snapshot(snapshot) => snapshot.run(),
+        Command::Up(up) => up.run(),
+        Command::Apply(apply) => apply.run(),
+        Command::Get(get) => get.run(),
+        Command::Describe(describe) => describe.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Delete(delete) => delete.run(),
+        Command::Run(run) => run.run(),
+        Command::Logs(logs) => logs.run(),
+        Command::Exec(exec) => exec.run(),
+        Command::Console(console) => console.run(),
+        Command::Events(events) => events.run(),
+        Command::Token(token) => token.run(),
+        Command::Cordon(cordon) => cordon.run(),
+        Command::Uncordon(uncordon) => uncordon.run(),
+        Command::Drain(drain) => drain.run(),
+        Command::Completion { shell } => {
+            let mut command = <Cli as clap::CommandFactory>::command();
+            clap_complete::generate(shell, &mut command, "skerry", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        Command::Shim(shim) => shim.run(),
+        Command::Simulate(simulate) => simulate.run(),
     }
 }

@@ -72,6 +72,22 @@ impl Desk {
         answer
     }
 
+    /// `skerry snapshot …`, with whatever exit code.
+    pub fn try_snapshot(&self, args: &str) -> Answer {
+        self.run(env!("CARGO_BIN_EXE_skerry"), &format!("snapshot {args}"))
+    }
+
+    /// `skerry snapshot …`, which succeeds.
+    pub fn snapshot(&self, args: &str) -> Answer {
+        let answer = self.try_snapshot(args);
+        assert_eq!(
+            answer.code, 0,
+            "skerry snapshot {args}: {}{}",
+            answer.out, answer.err
+        );
+        answer
+    }
+
     /// `qemu-img …`, with whatever exit code.
     pub fn try_qemu(&self, args: &str) -> Answer {
         self.run("qemu-img", args)

@@ -1,4 +1,5 @@
 //! `cargo xtask demo`: a newcomer's first minute. Builds everything, boots Linux, and shows it at work.
+mod host;
 mod inside;
 mod network;
 mod watch;
@@ -20,11 +21,14 @@ pub struct Arguments {
     #[arg(long)]
     in_lab: bool,
     /// Only the part that needs a KVM which can run Linux: this monitor … (what the demo starts in the lab)
-    #[arg(long, hide = true, requires = "guest")]
+    #[arg(long, hide = true, requires_all = ["guest", "command"])]
     inside: Option<PathBuf>,
     /// … with this guest
     #[arg(long, hide = true)]
     guest: Option<PathBuf>,
+    /// … and this command
+    #[arg(long, hide = true)]
+    command: Option<PathBuf>,
 }
 
 /// Runs the demo, here or in the lab.
@@ -32,18 +36,19 @@ pub struct Arguments {
 /// # Errors
 /// When something cannot be built, or the guest does not do what it should.
 pub fn run(arguments: &Arguments) -> Result<ExitCode> {
-    if let (Some(vmm), Some(folder)) = (&arguments.inside, &arguments.guest) {
-        return inside::show(
-            vmm,
-            &guest::Guest {
-                folder: folder.clone(),
-            },
-            true,
-        );
+    if let (Some(vmm), Some(folder), Some(command)) =
+        (&arguments.inside, &arguments.guest, &arguments.command)
+    {
+        let guest = guest::Guest {
+            folder: folder.clone(),
+        };
+        return show(vmm, &guest, command, true);
     }
     packages::ensure(&packages::NETWORK)?;
-    let step = Step::start("Building skerry-vmm (release)");
+    packages::ensure(&packages::CONTAINERS[..1])?;
+    let step = Step::start("Building skerry-vmm (release), and skerry");
     let vmm = cargo::vmm()?;
+    let command = cargo::command()?;
     step.done("");
     let guest = guest::build()?;
     let step = Step::start("Trying this host's KVM: skerry-vmm --probe-only");
@@ -54,7 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         "it cannot run Linux"
     });
     match found {
-        Probe::Capable if !arguments.in_lab => return inside::show(&vmm, &guest, false),
+        Probe::Capable if !arguments.in_lab => return show(&vmm, &guest, &command, false),
         Probe::Capable => eprintln!("    As asked for, the demo runs in the lab."),
         Probe::Incapable(why) => {
             eprintln!("    {}", why.replace('\n', "\n    "));
@@ -63,10 +68,22 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             );
         }
     }
-    in_lab(&vmm, &guest.folder)
+    in_lab(&vmm, &guest.folder, &command)
 }
 
-fn in_lab(vmm: &Path, guest: &Path) -> Result<ExitCode> {
+/// All that there is to see, where KVM can run Linux.
+fn show(vmm: &Path, guest: &guest::Guest, command: &Path, in_lab: bool) -> Result<ExitCode> {
+    inside::show(vmm, guest)?;
+    host::show(command, vmm, guest)?;
+    if in_lab {
+        println!(
+            "This ran in the lab, on an emulated CPU (QEMU TCG): what was shown is real, the times are the emulator's."
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn in_lab(vmm: &Path, guest: &Path, command: &Path) -> Result<ExitCode> {
     let words = [
         workspace::this_program()?.into_os_string(),
         "demo".into(),
@@ -74,6 +91,8 @@ fn in_lab(vmm: &Path, guest: &Path) -> Result<ExitCode> {
         vmm.into(),
         "--guest".into(),
         guest.into(),
+        "--command".into(),
+        command.into(),
     ];
     lab::run(&lab::Arguments::for_command(words.into()))
 }

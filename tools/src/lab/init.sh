@@ -31,7 +31,9 @@ for folder in dev proc sys; do
     mount --move /$folder /root/$folder
 done
 mount -t tmpfs -o mode=755 run /root/run
-mkdir -p /root/dev/pts /root/dev/shm /root/dev/hugepages /root/run/lock /root/run/lab/bin
+mkdir -p /root/dev/pts /root/dev/shm /root/dev/hugepages /root/run/lock /root/run/lab/bin /root/run/lab/tmp
+# Temporary files are on no overlay, so that there can be overlays of theirs.
+mount -t tmpfs -o size=75%,mode=1777 tmp /root/run/lab/tmp
 mount -t devpts -o mode=620,ptmxmode=666 devpts /root/dev/pts
 mount -t tmpfs -o mode=1777 shm /root/dev/shm
 mount -t hugetlbfs hugepages /root/dev/hugepages

@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,6 +19,10 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions};
 pub const STDOUT_PORT: &str = "lab.stdout";
 /// See [`STDOUT_PORT`].
 pub const STDERR_PORT: &str = "lab.stderr";
+/// A byte comes out of this one every [`PULSE`], as long as the lab's kernel runs programs.
+pub const PULSE_PORT: &str = "lab.pulse";
+/// See [`PULSE_PORT`].
+pub const PULSE: Duration = Duration::from_secs(5);
 /// Files in the control folder: the command's words, its environment, its directory …
 pub const COMMAND: &str = "command";
 /// See [`COMMAND`].
@@ -118,6 +123,7 @@ fn execute(arguments: &Arguments) -> Result<u8> {
     command
         .env_clear()
         .envs(environment(&unpack(&read(ENVIRONMENT)?)))
+        .env("TMPDIR", "/run/lab/tmp")
         .env("SKERRY_LAB_OUT", &arguments.out);
 
     let finished = Arc::new(AtomicBool::new(false));
@@ -135,6 +141,7 @@ fn execute(arguments: &Arguments) -> Result<u8> {
             Arc::clone(&finished),
         ),
     ];
+    beat(open_port(PULSE_PORT)?);
     command.stdout(stdout).stderr(stderr);
     let child = command
         .spawn()
@@ -205,6 +212,15 @@ fn open_port(name: &str) -> Result<File> {
         .write(true)
         .open(&device)
         .with_context(|| format!("cannot open {}", device.display()))
+}
+
+/// Shows from now on that programs run here.
+fn beat(mut port: File) {
+    std::thread::spawn(move || {
+        while port.write_all(b".").is_ok() {
+            std::thread::sleep(PULSE);
+        }
+    });
 }
 
 /// Copies a pipe to a port: until the pipe ends, or the command has ended and the pipe stays silent.

@@ -24,6 +24,9 @@ const MEMORY: u32 = 4096;
 const CPUS: u32 = 1;
 const TIMEOUT: u64 = 1800;
 
+/// The exit code when the emulator broke down and another attempt is worth it (sysexits' EX_TEMPFAIL).
+pub const STOOD_STILL: u8 = 75;
+
 /// Variables of the caller that the command sees too; `--env` gives others.
 const PASSED_ON: [&str; 5] = ["PATH", "HOME", "USER", "LANG", "TERM"];
 /// … and those that begin with one of these.
@@ -66,7 +69,7 @@ impl Arguments {
     }
 }
 
-/// Runs the command in the lab; its exit code is the result.
+/// Runs the command in the lab; its exit code is the result, or [`STOOD_STILL`].
 ///
 /// # Errors
 /// When the lab cannot be made, panics, or takes too long: the error shows the end of its console.
@@ -81,6 +84,15 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let ended = ended?;
     kept.with_context(|| format!("cannot keep the lab's console as {}", console.display()))?;
     let why = match ended {
+        qemu::Ended::StoodStill => {
+            eprintln!(
+                "xtask: the lab stood still for {} s: nothing ran in it any more; the end of {}:\n{}",
+                qemu::STILL.as_secs(),
+                console.display(),
+                last_lines(&console, 5)
+            );
+            return Ok(ExitCode::from(STOOD_STILL));
+        }
         qemu::Ended::TimedOut => format!("the lab did not finish within {} s", arguments.timeout),
         qemu::Ended::Exited(status) => match run.result()? {
             Some(code) => return Ok(ExitCode::from(code)),

@@ -23,8 +23,10 @@ pub const CONSOLE: &str = "console.log";
 pub const LOG: &str = "qemu.log";
 
 /// The lab kernel's command line: quiet (its serial port is slow), dead at once when it panics, no security checks that cost
-/// emulated time, and the emulated TSC trusted, because it is the host's.
-const KERNEL_WORDS: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic intel_iommu=on mitigations=off apparmor=0 audit=0 \
+/// emulated time, and the emulated TSC trusted, because it is the host's. Its tick is periodic: QEMU now and then loses a
+/// timer's interrupt while a guest runs; the next one makes up for it, where a timer that is set once would be waited for
+/// for ever.
+const KERNEL_WORDS: &str = "console=ttyS0 highres=off nohz=off loglevel=5 panic=-1 oops=panic intel_iommu=on mitigations=off apparmor=0 audit=0 \
                             nokaslr tsc=reliable nowatchdog no_timer_check cryptomgr.notests rcupdate.rcu_expedited=1 \
                             random.trust_cpu=on 8250.nr_uarts=1";
 
@@ -34,6 +36,19 @@ pub enum Ended {
     Exited(ExitStatus),
     /// Killed, because the time was over.
     TimedOut,
+    /// Killed, because the lab's kernel ran no programs any more.
+    StoodStill,
+}
+
+/// The lab is given up when nothing ran in it for so long: if the emulator breaks down, nothing in the lab can end it.
+pub const STILL: Duration = Duration::from_secs(120);
+
+/// Why QEMU is not waited for any longer.
+#[derive(Clone, Copy)]
+enum Over {
+    Ended,
+    Late,
+    Still,
 }
 
 /// Starts the lab, passes on the command's output until QEMU ends, or kills it when the time is over.
@@ -43,11 +58,13 @@ pub enum Ended {
 pub fn run(lab: &Lab, run: &Run, arguments: &Arguments) -> Result<Ended> {
     let (stdout, stdout_inside) = UnixStream::pair().context("cannot make a socket pair")?;
     let (stderr, stderr_inside) = UnixStream::pair().context("cannot make a socket pair")?;
+    let (pulse, pulse_inside) = UnixStream::pair().context("cannot make a socket pair")?;
     let log = File::create(run.control.join(LOG)).context("cannot make QEMU's log")?;
     let mut command = command_line(lab, run, arguments);
     for (name, socket) in [
         (inside::STDOUT_PORT, &stdout_inside),
         (inside::STDERR_PORT, &stderr_inside),
+        (inside::PULSE_PORT, &pulse_inside),
     ] {
         rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty())
             .context("cannot pass a socket on")?;
@@ -68,17 +85,17 @@ pub fn run(lab: &Lab, run: &Run, arguments: &Arguments) -> Result<Ended> {
         command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
     }
     let mut qemu = command.spawn().context("cannot start qemu-system-x86_64")?;
-    drop((stdout_inside, stderr_inside));
+    drop((stdout_inside, stderr_inside, pulse_inside));
     let deadline = Instant::now() + Duration::from_secs(arguments.timeout);
-    let passed_on = pass_on(&qemu, [stdout, stderr], deadline);
-    if !matches!(passed_on, Ok(true)) {
+    let over = pass_on(&qemu, [stdout, stderr, pulse], deadline);
+    if !matches!(over, Ok(Over::Ended)) {
         qemu.kill().context("cannot kill QEMU")?;
     }
     let status = qemu.wait().context("cannot wait for QEMU")?;
-    Ok(if passed_on? {
-        Ended::Exited(status)
-    } else {
-        Ended::TimedOut
+    Ok(match over? {
+        Over::Ended => Ended::Exited(status),
+        Over::Late => Ended::TimedOut,
+        Over::Still => Ended::StoodStill,
     })
 }
 
@@ -145,20 +162,31 @@ fn option(before: &str, path: &Path, after: &str) -> OsString {
     option
 }
 
-/// Copies the two ports to this program's stdout and stderr until QEMU has ended; false when the deadline came first.
-fn pass_on(qemu: &Child, mut ports: [UnixStream; 2], deadline: Instant) -> Result<bool> {
+/// Copies the first two ports to this program's stdout and stderr until QEMU has ended, or is not to be waited for.
+fn pass_on(qemu: &Child, mut ports: [UnixStream; 3], deadline: Instant) -> Result<Over> {
     let process = Pid::from_child(qemu);
     let process = pidfd_open(process, PidfdFlags::empty()).context("cannot watch QEMU")?;
-    let mut open = [true, true];
+    let mut open = [true; 3];
+    let mut beat = None;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(false);
+        let now = Instant::now();
+        let still = beat.map(|at: Instant| at + STILL);
+        if now >= deadline {
+            return Ok(Over::Late);
         }
+        if still.is_some_and(|still| now >= still) {
+            return Ok(Over::Still);
+        }
+        let until = still.map_or(deadline, |still| still.min(deadline));
         let ready = wait_for(
-            &[ports[0].as_fd(), ports[1].as_fd(), process.as_fd()],
-            &[open[0], open[1], true],
-            left,
+            &[
+                ports[0].as_fd(),
+                ports[1].as_fd(),
+                ports[2].as_fd(),
+                process.as_fd(),
+            ],
+            &[open[0], open[1], open[2], true],
+            until - now,
         )?;
         let mut quiet = true;
         for (index, port) in ports
@@ -167,22 +195,39 @@ fn pass_on(qemu: &Child, mut ports: [UnixStream; 2], deadline: Instant) -> Resul
             .filter(|(index, _)| ready[*index])
         {
             quiet = false;
-            open[index] = copy_some(port, index == 0)?;
+            let mut buffer = [0; 16384];
+            // A reset connection is how a killed QEMU says goodbye.
+            let count = port.read(&mut buffer).unwrap_or(0);
+            open[index] = count > 0;
+            match index {
+                0 => {
+                    let mut stdout = std::io::stdout().lock();
+                    stdout
+                        .write_all(&buffer[..count])
+                        .and_then(|()| stdout.flush())
+                }
+                1 => std::io::stderr().lock().write_all(&buffer[..count]),
+                _ => {
+                    beat = Some(Instant::now());
+                    Ok(())
+                }
+            }
+            .context("cannot pass the lab's output on")?;
         }
-        if quiet && ready[2] {
-            return Ok(true);
+        if quiet && ready[3] {
+            return Ok(Over::Ended);
         }
     }
 }
 
 /// Which of the descriptors have something to say; those not asked for stay silent.
 fn wait_for(
-    descriptors: &[BorrowedFd<'_>; 3],
-    wanted: &[bool; 3],
+    descriptors: &[BorrowedFd<'_>; 4],
+    wanted: &[bool; 4],
     at_most: Duration,
-) -> Result<[bool; 3]> {
-    let mut polled: Vec<(usize, PollFd<'_>)> = Vec::with_capacity(3);
-    for index in (0..3).filter(|index| wanted[*index]) {
+) -> Result<[bool; 4]> {
+    let mut polled: Vec<(usize, PollFd<'_>)> = Vec::with_capacity(4);
+    for index in (0..4).filter(|index| wanted[*index]) {
         polled.push((index, PollFd::new(&descriptors[index], PollFlags::IN)));
     }
     let timeout = Timespec {
@@ -194,24 +239,9 @@ fn wait_for(
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(error).context("cannot wait for the lab"),
     }
-    let mut ready = [false; 3];
+    let mut ready = [false; 4];
     for ((index, _), entry) in polled.iter().zip(&list) {
         ready[*index] = !entry.revents().is_empty();
     }
     Ok(ready)
-}
-
-fn copy_some(port: &mut UnixStream, to_stdout: bool) -> Result<bool> {
-    let mut buffer = [0; 16384];
-    // A reset connection is how a killed QEMU says goodbye.
-    let count = port.read(&mut buffer).unwrap_or(0);
-    let bytes = &buffer[..count];
-    let written = if to_stdout {
-        let mut stdout = std::io::stdout().lock();
-        stdout.write_all(bytes).and_then(|()| stdout.flush())
-    } else {
-        std::io::stderr().lock().write_all(bytes)
-    };
-    written.context("cannot pass the lab's output on")?;
-    Ok(count > 0)
 }

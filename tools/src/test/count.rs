@@ -18,6 +18,11 @@ impl Count {
     pub fn cases(self) -> u64 {
         self.passed + self.failed
     }
+
+    /// All cases that had their turn.
+    pub fn all(self) -> usize {
+        usize::try_from(self.cases() + self.ignored).unwrap_or(usize::MAX)
+    }
 }
 
 impl AddAssign for Count {

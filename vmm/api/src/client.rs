@@ -19,6 +19,10 @@ use crate::requests::{
     VmDiskBitmap, VmDiskCancel, VmDiskCommit, VmDiskSnapshot, VmDiskStream, VmInfo, VmRemoveDevice,
     VmResizeDisk, VmmPingResponse,
 };
+use crate::snapshots::{
+    VmMigrationInfo, VmPrepare, VmReceiveMigration, VmRestore, VmRestoreInfo, VmSendMigration,
+    VmSnapshot, VmSnapshotInfo, VmWorkingSetInfo,
+};
 use crate::workers::{PollMax, VmMoveQueues, VmSetWorker, WorkerInfo};
 
 /// Bytes of an answer that are read at most.
@@ -159,6 +163,39 @@ impl Client {
     pub async fn disk_cancel(&self, job: u64) -> Result<(), ClientError> {
         self.put(Operation::VmDiskCancel, Some(&VmDiskCancel { job }))
             .await
+    }
+
+    /// Keeps the VM in a snapshot.
+    pub async fn snapshot(&self, snapshot: &VmSnapshot) -> Result<VmSnapshotInfo, ClientError> {
+        self.put_and_get(Operation::VmSnapshot, snapshot).await
+    }
+
+    /// Makes a VM of a snapshot, or finds out what stands in the way.
+    pub async fn restore(&self, restore: &VmRestore) -> Result<VmRestoreInfo, ClientError> {
+        self.put_and_get(Operation::VmRestore, restore).await
+    }
+
+    /// Records what a restored guest has touched.
+    pub async fn working_set(&self) -> Result<VmWorkingSetInfo, ClientError> {
+        self.put_and_get(Operation::VmWorkingSet, &()).await
+    }
+
+    /// Lets the VM go on in another monitor; returns when it does.
+    pub async fn send_migration(
+        &self,
+        request: &VmSendMigration,
+    ) -> Result<VmMigrationInfo, ClientError> {
+        self.put_and_get(Operation::VmSendMigration, request).await
+    }
+
+    /// Waits for a VM; returns when it goes on here.
+    pub async fn receive_migration(&self, request: &VmReceiveMigration) -> Result<(), ClientError> {
+        self.put(Operation::VmReceiveMigration, Some(request)).await
+    }
+
+    /// Makes a VM ready for what will run in it.
+    pub async fn prepare(&self, prepare: &VmPrepare) -> Result<(), ClientError> {
+        self.put(Operation::VmPrepare, Some(prepare)).await
     }
 
     /// The workers, and what each serves.

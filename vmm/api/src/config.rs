@@ -645,6 +645,8 @@ pub enum ConsoleMode {
     Pty,
     /// A file, written only.
     File,
+    /// A socket to which several may connect: they see what was said last and what is said, and may type.
+    Socket,
 }
 
 /// A serial port or console.
@@ -653,12 +655,13 @@ pub enum ConsoleMode {
 pub struct ConsoleConfig {
     /// Where its bytes go.
     pub mode: ConsoleMode,
-    /// The file for [`ConsoleMode::File`]; the pseudo-terminal for [`ConsoleMode::Pty`] in answers.
+    /// The file for [`ConsoleMode::File`]; a log of bounded size, if one is wanted, beside a
+    /// [`ConsoleMode::Socket`]; the pseudo-terminal for [`ConsoleMode::Pty`] in answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
-    #[doc(hidden)]
-    #[serde(skip_serializing)]
-    pub socket: Inert,
+    /// The socket for [`ConsoleMode::Socket`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
     #[doc(hidden)]
     #[serde(skip_serializing)]
     pub iommu: Inert,

@@ -11,6 +11,10 @@ use crate::requests::{
     VmDiskCancel, VmDiskCommit, VmDiskSnapshot, VmDiskStream, VmInfo, VmRemoveDevice, VmResizeDisk,
     VmmPingResponse,
 };
+use crate::snapshots::{
+    VmMigrationInfo, VmPrepare, VmReceiveMigration, VmRestore, VmRestoreInfo, VmSendMigration,
+    VmSnapshot, VmSnapshotInfo, VmWorkingSetInfo,
+};
 use crate::workers::{VmMoveQueues, VmSetWorker, WorkerInfo};
 
 /// Where the API's paths begin.
@@ -49,6 +53,13 @@ pub enum Operation {
     VmWorkers,
     VmMoveQueues,
     VmSetWorker,
+    VmSnapshot,
+    VmRestore,
+    VmPrepare,
+    VmSendMigration,
+    VmReceiveMigration,
+    VmCancelMigration,
+    VmWorkingSet,
     OpenApi,
 }
 
@@ -334,6 +345,57 @@ pub const ENDPOINTS: &[Endpoint] = &[
         &[BAD, (404, "No VM, or no such worker."), STATE],
     )
     .takes(schema::<VmSetWorker>),
+    put(
+        Operation::VmSnapshot,
+        "/vm.snapshot",
+        "Keep memory, devices and disks as they are at one moment",
+        &[BAD, NO_VM, STATE, BUSY, FAILED],
+    )
+    .takes(schema::<VmSnapshot>)
+    .answers(schema::<VmSnapshotInfo>),
+    put(
+        Operation::VmRestore,
+        "/vm.restore",
+        "Make a VM of a snapshot, or find out what stands in the way",
+        &[BAD, (409, "A VM exists already."), FAILED],
+    )
+    .takes(schema::<VmRestore>)
+    .answers(schema::<VmRestoreInfo>),
+    put(
+        Operation::VmPrepare,
+        "/vm.prepare",
+        "Make a VM ready for what will run in it",
+        &[BAD, (409, "A VM exists already."), FAILED],
+    )
+    .takes(schema::<VmPrepare>),
+    put(
+        Operation::VmWorkingSet,
+        "/vm.working-set",
+        "Record what a restored guest has touched, for later restores to fetch at once",
+        &[BAD, NO_VM, STATE, FAILED],
+    )
+    .answers(schema::<VmWorkingSetInfo>),
+    put(
+        Operation::VmSendMigration,
+        "/vm.send-migration",
+        "Let the VM go on in another monitor",
+        &[BAD, NO_VM, STATE, BUSY, FAILED],
+    )
+    .takes(schema::<VmSendMigration>)
+    .answers(schema::<VmMigrationInfo>),
+    put(
+        Operation::VmReceiveMigration,
+        "/vm.receive-migration",
+        "Wait for a VM and let it go on here",
+        &[BAD, (409, "A VM exists already."), FAILED],
+    )
+    .takes(schema::<VmReceiveMigration>),
+    put(
+        Operation::VmCancelMigration,
+        "/vm.cancel-migration",
+        "Let the VM stay where it is, or wait for none any more",
+        &[NO_VM, STATE, BUSY],
+    ),
     get(
         Operation::OpenApi,
         "/openapi.json",

@@ -10,6 +10,7 @@ pub mod endpoints;
 mod inert;
 pub mod options;
 pub mod requests;
+pub mod snapshots;
 pub mod workers;
 
 pub use config::VmConfig;

@@ -22,9 +22,13 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::disks::{DiskError, DiskRequest};
-use crate::monitor::{Answer, Event, Request, RequestError, chain};
+use crate::migration::MigrationError;
+use crate::monitor::{Answer, Event, MoveRequest, Request, RequestError, chain};
 use crate::sandbox::{Sandbox, ThreadKind};
+use crate::snapshot::SnapshotRequestError;
 use crate::workers::{WorkerError, WorkerRequest};
+use skerry_link::LinkError;
+use skerry_snapshot::SnapshotError;
 
 /// Bytes of a request's body.
 const MAX_BODY: usize = 1 << 20;
@@ -277,6 +281,13 @@ fn parse(operation: Operation, body: &[u8]) -> Result<Request, Refusal> {
         Operation::VmDiskCancel => Request::Disk(DiskRequest::Cancel(from_json(body)?)),
         Operation::VmDiskBitmapAdd => Request::Disk(DiskRequest::BitmapAdd(from_json(body)?)),
         Operation::VmDiskBitmapClear => Request::Disk(DiskRequest::BitmapClear(from_json(body)?)),
+        Operation::VmSnapshot => Request::Move(MoveRequest::Snapshot(from_json(body)?)),
+        Operation::VmRestore => Request::Restore(from_json(body)?),
+        Operation::VmSendMigration => Request::Move(MoveRequest::Send(from_json(body)?)),
+        Operation::VmReceiveMigration => Request::Move(MoveRequest::Receive(from_json(body)?)),
+        Operation::VmCancelMigration => Request::CancelMigration,
+        Operation::VmWorkingSet => Request::WorkingSet,
+        Operation::VmPrepare => Request::Prepare(from_json(body)?),
         Operation::VmWorkers => Request::Worker(WorkerRequest::List),
         Operation::VmMoveQueues => Request::Worker(WorkerRequest::MoveQueues(from_json(body)?)),
         Operation::VmSetWorker => Request::Worker(WorkerRequest::Set(from_json(body)?)),
@@ -316,15 +327,63 @@ fn status(error: &RequestError) -> StatusCode {
             WorkerError::NoQueue { .. } => StatusCode::BAD_REQUEST,
             WorkerError::Start { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         },
-        RequestError::Disk(e) => match e {
-            DiskError::NoDisk(_) | DiskError::NoJob(_) | DiskError::NoBitmap { .. } => {
-                StatusCode::NOT_FOUND
-            }
-            DiskError::Busy { .. } | DiskError::BitmapExists { .. } => StatusCode::CONFLICT,
-            DiskError::Invalid { .. } => StatusCode::BAD_REQUEST,
-            DiskError::Image(_) | DiskError::System { .. } | DiskError::Size { .. } => {
+        RequestError::Snapshot(e) => snapshot_status(e),
+        RequestError::Migration(e) => match e {
+            MigrationError::Bitmaps(_)
+            | MigrationError::DataFile(_)
+            | MigrationError::NoDiskDir
+            | MigrationError::Refused(_) => StatusCode::BAD_REQUEST,
+            MigrationError::UnderWay
+            | MigrationError::None
+            | MigrationError::Cancelled
+            | MigrationError::Ended => StatusCode::CONFLICT,
+            MigrationError::Snapshot(e) => snapshot_status(e),
+            MigrationError::Connection(e) => link_status(e),
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        },
+        RequestError::Disk(e) => disk_status(e),
+    }
+}
+
+fn snapshot_status(error: &SnapshotRequestError) -> StatusCode {
+    match error {
+        SnapshotRequestError::Url(_)
+        | SnapshotRequestError::Destination(_)
+        | SnapshotRequestError::Device { .. }
+        | SnapshotRequestError::NoParent
+        | SnapshotRequestError::Elsewhere(_)
+        | SnapshotRequestError::NotRestored
+        | SnapshotRequestError::Problems(_) => StatusCode::BAD_REQUEST,
+        SnapshotRequestError::UnderWay | SnapshotRequestError::Ended => StatusCode::CONFLICT,
+        SnapshotRequestError::Snapshot(e) => match e {
+            SnapshotError::Io { .. } | SnapshotError::Link { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
+            SnapshotError::Exists { .. } => StatusCode::CONFLICT,
+            _ => StatusCode::BAD_REQUEST,
         },
+        SnapshotRequestError::Disk(e) => disk_status(e),
+        SnapshotRequestError::Connection(e) => link_status(e),
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+fn link_status(error: &LinkError) -> StatusCode {
+    match error {
+        LinkError::Address(_) | LinkError::Insecure => StatusCode::BAD_REQUEST,
+        LinkError::Tls { .. } | LinkError::System { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+fn disk_status(error: &DiskError) -> StatusCode {
+    match error {
+        DiskError::NoDisk(_) | DiskError::NoJob(_) | DiskError::NoBitmap { .. } => {
+            StatusCode::NOT_FOUND
+        }
+        DiskError::Busy { .. } | DiskError::BitmapExists { .. } => StatusCode::CONFLICT,
+        DiskError::Invalid { .. } => StatusCode::BAD_REQUEST,
+        DiskError::Image(_) | DiskError::System { .. } | DiskError::Size { .. } => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     }
 }

@@ -7,6 +7,8 @@
 mod x86_64;
 
 pub use x86_64::{
-    ArchError, Boot, CpuFeatures, PROBE_MEMORY, PROBE_PASSED, PROBE_PORT, layout, prepare_boot,
-    prepare_vm, probe_program, setup_vcpu,
+    ArchError, Boot, ClockState, CpuFeatures, CpuState, CpuTold, MsrIndices, PROBE_MEMORY,
+    PROBE_PASSED, PROBE_PORT, accommodate, facts, lacking, layout, machine_tsc, machine_tsc_read,
+    prepare_boot, prepare_vm, probe_program, renew_identity, restore_clock, restore_vcpu,
+    save_clock, save_vcpu, setup_vcpu, tsc_khz, was_paused,
 };

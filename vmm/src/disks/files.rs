@@ -124,11 +124,7 @@ impl Opening {
             return Err(exists(path).into());
         }
         let partial = partial(path);
-        // What is left of one that died. Should it be under way, somebody has its lock.
-        if partial.exists() {
-            drop(ImageFile::open(&partial, &FileOptions::default())?);
-            let _ = std::fs::remove_file(&partial);
-        }
+        remove_stale(&partial)?;
         let mut options = CreateOptions::new(volume.size());
         options.backing = backing.map(|b| {
             let b = std::path::absolute(b).unwrap_or_else(|_| b.to_owned());
@@ -187,6 +183,43 @@ impl Opening {
     }
 }
 
+/// The configuration's top layer, as one below another.
+pub fn top_layer(config: &DiskConfig) -> LayerConfig {
+    LayerConfig::Full(FullLayerConfig {
+        path: config.path.clone(),
+        image_type: config.format(),
+        data_file: config.data_file.clone(),
+    })
+}
+
+/// Makes an empty layer at `path` for a disk whose configuration has it on top already. It is as durable
+/// as what is written to it later.
+pub fn create_overlay_of(config: &DiskConfig, path: &Path) -> std::result::Result<(), DiskError> {
+    let Some((below, rest)) = config.backing.split_first() else {
+        return Ok(());
+    };
+    let full = below.full();
+    let below = DiskConfig {
+        path: full.path.clone(),
+        image_type: Some(full.image_type),
+        data_file: full.data_file,
+        backing: rest.to_vec(),
+        readonly: true,
+        ..config.clone()
+    };
+    let port = Port::new();
+    let stack = block_on(&port, Opening::of(&below).open(&port, &below))?;
+    let name = std::path::absolute(&full.path).unwrap_or(full.path);
+    let kind = format(below.format()).name().to_owned();
+    let options = CreateOptions::overlay(stack.size(), (name.display().to_string(), kind));
+    let file = ImageFile::create(path)?;
+    let made = block_on(&port, create(&port, &file, None, &options));
+    if made.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(made?)
+}
+
 fn files(layer: &Layer) -> impl Iterator<Item = &Arc<ImageFile>> {
     let external = !Arc::ptr_eq(layer.file(), layer.data_file());
     let data = external.then(|| layer.data_file());
@@ -195,8 +228,33 @@ fn files(layer: &Layer) -> impl Iterator<Item = &Arc<ImageFile>> {
 
 /// Takes a reader's locks again, when nothing came of writing the layer.
 pub(super) fn lock_again(layer: &Layer) -> Result<()> {
+    lock(layer, false)
+}
+
+/// What tells whether a file was written: its size and when it was changed last.
+pub(super) type Stamp = (u64, i64, i64);
+
+/// How the layer's file is now.
+pub(super) fn stamp(layer: &Layer) -> Result<Stamp> {
+    use std::os::unix::fs::MetadataExt;
+    let path = layer.data_file().path();
+    let found = std::fs::metadata(path).map_err(|source| Error::Io {
+        path: path.to_owned(),
+        what: "look at",
+        source,
+    })?;
+    Ok((found.len(), found.mtime(), found.mtime_nsec()))
+}
+
+/// Gives a layer's locks up.
+pub(super) fn unlock(layer: &Layer) -> Result<()> {
+    files(layer).try_for_each(|file| file.relock(None).map(drop))
+}
+
+/// Takes a layer's locks, a writer's or a reader's.
+pub(super) fn lock(layer: &Layer, exclusive: bool) -> Result<()> {
     for file in files(layer) {
-        if !file.relock(Some(false))? {
+        if !file.relock(Some(exclusive))? {
             return Err(Error::Locked {
                 path: file.path().to_owned(),
             });
@@ -232,6 +290,7 @@ fn make(path: &Path, last: &Path, options: &CreateOptions) -> Result<()> {
     name.push(".new");
     let new = PathBuf::from(name);
     let made = (|| {
+        remove_stale(&new)?;
         let file = ImageFile::create(&new)?;
         let port = Port::new();
         block_on(&port, async {
@@ -244,6 +303,15 @@ fn make(path: &Path, last: &Path, options: &CreateOptions) -> Result<()> {
         let _ = std::fs::remove_file(&new);
     }
     made
+}
+
+/// Removes what is left of an image whose maker died. Should it be under way, somebody has its lock.
+fn remove_stale(path: &Path) -> Result<()> {
+    if path.exists() {
+        drop(ImageFile::open(path, &FileOptions::default())?);
+        let _ = std::fs::remove_file(path);
+    }
+    Ok(())
 }
 
 /// Renames a file, durably.

@@ -15,9 +15,11 @@ use skerry_images::chain::{Layer, Stack, Volume, live};
 use skerry_images::io::{Port, block_on};
 use skerry_vmm_api::config::DiskConfig;
 use skerry_vmm_api::requests::*;
+use skerry_vmm_api::snapshots::DiskOverlay;
 use thiserror::Error;
 
 use files::Opening;
+pub use files::{create_overlay_of, top_layer};
 use jobs::Jobs;
 
 /// What the API asks about disks.
@@ -35,6 +37,13 @@ pub enum DiskRequest {
     BitmapAdd(VmDiskBitmap),
     BitmapClear(VmDiskBitmap),
     BitmapRemove(VmDiskBitmap),
+}
+
+impl DiskRequest {
+    /// Whether the disks' layers, sizes or bitmaps may be others afterwards, or soon.
+    pub fn changes_disks(&self) -> bool {
+        !matches!(self, Self::List | Self::Jobs | Self::Cancel(_))
+    }
 }
 
 /// Why work on a disk was refused.
@@ -76,11 +85,28 @@ struct Disk {
     opening: Opening,
 }
 
+/// A new top layer that is about to be put on a disk.
+pub struct Frozen {
+    id: String,
+    path: PathBuf,
+    layer: Layer,
+}
+
+impl Frozen {
+    /// Nothing comes of it.
+    pub fn remove(self) {
+        drop(self.layer);
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// All disks of a machine.
 #[derive(Default)]
 pub struct Disks {
     disks: BTreeMap<String, Disk>,
     jobs: Jobs,
+    /// Another process may have them, nothing is written to them: how each was when that began.
+    let_go: Option<BTreeMap<String, files::Stamp>>,
 }
 
 /// Granules of a bitmap unless something else is asked for, and of backups: 64 KiB.
@@ -237,6 +263,108 @@ impl Disks {
         }
     }
 
+    /// Makes new top layers for disks that are about to be frozen, and writes what can be written before
+    /// that. Fails, and leaves nothing, if one of them cannot be frozen.
+    pub fn prepare_freeze(
+        &mut self,
+        overlays: Vec<DiskOverlay>,
+        worker: &WorkerHandle,
+    ) -> Result<Vec<Frozen>, DiskError> {
+        self.jobs.reap(worker);
+        let ids: Vec<String> = self.disks.keys().cloned().collect();
+        for id in ids {
+            let volume = self.idle(&id)?.volume.clone();
+            wait_on(worker, move |port| {
+                Box::pin(async move { volume.view().stack.flush(&port).await })
+            })?;
+        }
+        let mut made = Vec::new();
+        for DiskOverlay { id, path } in overlays {
+            let layer = self
+                .disk(&id)
+                .and_then(|disk| disk.opening.create_overlay(&disk.volume, &path));
+            match layer {
+                Ok(layer) => made.push(Frozen { id, path, layer }),
+                Err(e) => {
+                    made.into_iter().for_each(Frozen::remove);
+                    return Err(e);
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    /// Freezes disks by their new layers. Their queues are stopped.
+    pub fn freeze(&mut self, frozen: Vec<Frozen>, worker: &WorkerHandle) -> Result<(), DiskError> {
+        let mut left = frozen.into_iter();
+        while let Some(Frozen { id, path, layer }) = left.next() {
+            let volume = self.disk(&id)?.volume.clone();
+            let put = wait_on(worker, move |port| {
+                Box::pin(async move { live::put_on_top(&port, &volume, layer, || Ok(())).await })
+            });
+            if let Err(e) = put {
+                let _ = std::fs::remove_file(&path);
+                left.for_each(Frozen::remove);
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// A disk with bitmaps, if there is one.
+    pub fn with_bitmaps(&self) -> Option<&str> {
+        let has = |(_, disk): &(&String, &Disk)| !disk.volume.view().bitmaps.is_empty();
+        self.disks.iter().find(has).map(|(id, _)| id.as_str())
+    }
+
+    /// Lets another process have the disks: all of them is on their files, and nobody has their locks. Their
+    /// queues are stopped.
+    pub fn let_go(&mut self, worker: &WorkerHandle) -> Result<(), DiskError> {
+        self.prepare_freeze(Vec::new(), worker)?;
+        let mut stamps = BTreeMap::new();
+        for (id, disk) in &self.disks {
+            let stamp = files::stamp(disk.volume.view().stack.top())?;
+            stamps.insert(id.clone(), stamp);
+        }
+        self.let_go = Some(stamps);
+        for disk in self.disks.values() {
+            for layer in disk.volume.view().stack.layers() {
+                files::unlock(layer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// They are another process's for good: nothing is written to them any more.
+    pub fn forget(&mut self) {
+        self.disks.clear();
+    }
+
+    /// Takes them back, if they were let go, nobody else has them, and nobody wrote to them: what is known of
+    /// them here would be wrong.
+    pub fn take_back(&mut self) -> Result<(), DiskError> {
+        let Some(stamps) = &self.let_go else {
+            return Ok(());
+        };
+        for disk in self.disks.values() {
+            let written = !disk.volume.readonly();
+            for (index, layer) in disk.volume.view().stack.layers().iter().enumerate() {
+                files::lock(layer, written && index == 0)?;
+            }
+        }
+        for (id, disk) in &self.disks {
+            if stamps.get(id) != Some(&files::stamp(disk.volume.view().stack.top())?) {
+                return Err(DiskError::Invalid {
+                    id: id.clone(),
+                    what: "another process wrote to it meanwhile: the guest may have run there"
+                        .into(),
+                });
+            }
+        }
+        self.let_go = None;
+        Ok(())
+    }
+
     fn commit(&mut self, commit: VmDiskCommit, worker: &WorkerHandle) -> Answer {
         let disk = self.idle(&commit.id)?;
         let stack = disk.volume.view().stack.clone();
@@ -386,6 +514,9 @@ impl Disks {
 impl Drop for Disks {
     fn drop(&mut self) {
         self.jobs.end();
+        if self.let_go.is_some() {
+            return;
+        }
         for (id, disk) in &self.disks {
             let port = Port::new();
             if let Err(e) = block_on(&port, disk.volume.close(&port)) {

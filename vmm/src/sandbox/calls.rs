@@ -83,6 +83,21 @@ const API: &[c_long] = &[
     SYS_writev,
 ];
 
+/// Those who attach, and a log that is copied when it is full.
+const CONSOLE: &[c_long] = &[
+    SYS_accept4,
+    SYS_fcntl,
+    SYS_ftruncate,
+    SYS_poll,
+    SYS_ppoll,
+    SYS_pread64,
+    SYS_recvfrom,
+    SYS_sendto,
+];
+
+// From <asm-generic/ioctls.h>.
+const FIONBIO: u64 = 0x5421;
+
 /// Building a machine anew for a boot or reboot: files, memory, threads, sockets, KVM.
 const MONITOR: &[c_long] = &[
     SYS_access,
@@ -106,6 +121,7 @@ const MONITOR: &[c_long] = &[
     SYS_memfd_create,
     SYS_newfstatat,
     SYS_openat,
+    SYS_pipe2,
     SYS_poll,
     SYS_ppoll,
     SYS_prctl,
@@ -120,12 +136,17 @@ const MONITOR: &[c_long] = &[
     SYS_seccomp,
     SYS_setsockopt,
     SYS_socket,
+    SYS_socketpair,
     SYS_set_robust_list,
     SYS_stat,
     SYS_statx,
     SYS_sysinfo,
     SYS_unlink,
+    SYS_copy_file_range,
+    SYS_mkdir,
+    SYS_rmdir,
     SYS_unlinkat,
+    SYS_userfaultfd,
 ];
 
 // From <linux/kvm.h>.
@@ -134,6 +155,21 @@ const KVM_SIGNAL_MSI: u64 = 0x4020_aea5;
 const KVM_SET_GSI_ROUTING: u64 = 0x4008_ae6a;
 const KVM_IRQFD: u64 = 0x4020_ae76;
 const KVM_IOEVENTFD: u64 = 0x4040_ae79;
+
+/// What a CPU is asked for when it is saved, on its own thread; from <linux/kvm.h>.
+const KVM_GET: [u64; 11] = [
+    0x8090_ae81, // KVM_GET_REGS
+    0x8138_ae83, // KVM_GET_SREGS
+    0xc008_ae88, // KVM_GET_MSRS
+    0x8400_ae8e, // KVM_GET_LAPIC
+    0x8004_ae98, // KVM_GET_MP_STATE
+    0x8040_ae9f, // KVM_GET_VCPU_EVENTS
+    0x8080_aea1, // KVM_GET_DEBUGREGS
+    0x0000_aea3, // KVM_GET_TSC_KHZ
+    0x9000_aea4, // KVM_GET_XSAVE
+    0x8188_aea6, // KVM_GET_XCRS
+    0x0000_aead, // KVM_KVMCLOCK_CTRL
+];
 
 // From <linux/if_tun.h>.
 const TUNSETQUEUE: u64 = 0x4004_54d9;
@@ -160,7 +196,7 @@ pub fn of(kind: ThreadKind) -> Rules {
                 KVM_IRQFD,
                 KVM_IOEVENTFD,
             ];
-            with_ioctls(free(&[COMMON, VCPU]), &calls)
+            with_ioctls(free(&[COMMON, VCPU]), &[&calls[..], &KVM_GET].concat())
         }
         // Typed characters interrupt the guest from here, and tap queues are switched.
         ThreadKind::Worker => {
@@ -168,6 +204,7 @@ pub fn of(kind: ThreadKind) -> Rules {
             rules.push((SYS_socket, only(0, AF_UNIX as u64)));
             rules
         }
+        ThreadKind::Console => with_ioctls(free(&[COMMON, CONSOLE]), &[FIONBIO]),
         ThreadKind::Signals => free(&[COMMON, &[SYS_rt_sigtimedwait]]),
     }
 }

@@ -26,6 +26,8 @@ pub enum ThreadKind {
     Api,
     /// The one that waits for signals.
     Signals,
+    /// One that has a console to which others attach.
+    Console,
 }
 
 /// How strictly the filters work.
@@ -78,6 +80,7 @@ impl Sandbox {
             ThreadKind::Worker => b'W',
             ThreadKind::Api => b'A',
             ThreadKind::Signals => b'S',
+            ThreadKind::Console => b'C',
         };
         KIND.with(|k| k.store(letter, Ordering::Relaxed));
         apply_filter(program(kind, refused)?).map_err(io::Error::other)
@@ -86,7 +89,7 @@ impl Sandbox {
 
 /// The compiled filter of a kind of thread; compiled once, since there may be many CPUs.
 fn program(kind: ThreadKind, refused: SeccompAction) -> io::Result<&'static BpfProgram> {
-    static PROGRAMS: [OnceLock<BpfProgram>; 5] = [const { OnceLock::new() }; 5];
+    static PROGRAMS: [OnceLock<BpfProgram>; 6] = [const { OnceLock::new() }; 6];
     let place = &PROGRAMS[kind as usize];
     if let Some(program) = place.get() {
         return Ok(program);
@@ -152,6 +155,7 @@ mod tests {
             ThreadKind::Worker,
             ThreadKind::Api,
             ThreadKind::Signals,
+            ThreadKind::Console,
         ] {
             assert!(!program(kind, SeccompAction::Trap).unwrap().is_empty());
         }

@@ -173,7 +173,7 @@ impl Blocks {
             .map_or((0, start), |(word, index)| (*word, index));
         let last = wrong().last().map_or(start, |(_, index)| index);
         say!(
-            "# churn: block={block:#x} wrong_words={} first={} last={} either={}",
+            "# blocks: block={block:#x} wrong_words={} first={} last={} either={}",
             wrong().count(),
             index - start,
             last - start,

@@ -12,8 +12,10 @@
 //! | `disk` | `blk-info`, `blk-verify`, `blk-read-verify`, `blk-sum`, `blk-indirect`, `blk-poll`, `blk-discard`, `blk-zeroes`, `blk-ro`, `blk-oob`, `reset-dev`, `msix-mask` |
 //! | `churn` | `blk-churn[:i[:seed]]` |
 //! | `exits` | `exit-costs[:i]` |
+//! | `kept` | `tick`, `rewrite`, all arguments by name |
 //! | `load` | `blk-load[:i]` |
 //! | `stream` | `net-load[:i]` |
+//! | `steady` | `steady`, all arguments by name |
 //! | `survive` | `blk-survive[:i]` |
 //! | `network` | `net-info`, `net-ping` (also `net-arp`), `net-respond` |
 //! | `sockets` | `vsock-connect:port`, `vsock-listen:port[:n]` |
@@ -29,10 +31,12 @@ mod exits;
 mod frame;
 mod fuzz_queue;
 mod fuzz_registers;
+mod kept;
 mod load;
 mod network;
 pub mod platform;
 mod sockets;
+mod steady;
 mod stream;
 mod streams;
 mod survive;
@@ -143,11 +147,14 @@ const TASKS: &[(&str, Task)] = &[
     ("net-respond", network::respond),
     ("pci", bus::pci),
     ("reset-dev", disk::reset),
+    ("rewrite", kept::rewrite),
     ("rng", streams::rng),
     ("rtc", platform::rtc),
     ("serial-echo", platform::serial_echo),
     ("serial-irq", platform::serial_interrupt),
     ("spin", platform::spin),
+    ("steady", steady::steady),
+    ("tick", kept::tick),
     ("ticker", platform::ticker),
     ("timer", platform::timer),
     ("tsc", platform::tsc),

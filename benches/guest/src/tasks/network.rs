@@ -18,7 +18,7 @@ fn open(machine: &mut Machine, arguments: &Arguments) -> Outcome<Net> {
     Net::open(machine, arguments.number(0)?.unwrap_or(0) as usize)
 }
 
-fn address(arguments: &Arguments, key: &str, otherwise: Ip) -> Outcome<Ip> {
+pub(super) fn address(arguments: &Arguments, key: &str, otherwise: Ip) -> Outcome<Ip> {
     match arguments.value(key) {
         None => Ok(otherwise),
         Some(text) => parse_ip_address(text).ok_or_else(|| failure!("not-an-address {key}={text}")),
@@ -52,14 +52,14 @@ pub fn info(machine: &mut Machine, arguments: &Arguments, report: &mut Line) -> 
 }
 
 /// This end of the conversation.
-struct Host {
-    mac: Mac,
-    ip: Ip,
+pub(super) struct Host {
+    pub(super) mac: Mac,
+    pub(super) ip: Ip,
 }
 
 impl Host {
     /// Answers what any host answers. True for an echo request.
-    fn answer(
+    pub(super) fn answer(
         &self,
         net: &mut Net,
         pair: usize,

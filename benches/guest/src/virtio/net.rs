@@ -95,6 +95,12 @@ impl Pair {
         Ok(())
     }
 
+    /// True when a frame can be sent without waiting.
+    pub fn has_room(&mut self) -> Outcome<bool> {
+        self.reclaim()?;
+        Ok(self.tx_free_count > 0)
+    }
+
     /// Sends a frame.
     pub fn send(&mut self, frame: &[u8], deadline: Deadline) -> Outcome {
         self.reclaim()?;

@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicU16, Ordering, fence};
 
-use crate::clock::Deadline;
+use crate::clock::Limit;
 use crate::failure;
 use crate::interrupts::Vector;
 use crate::line::Outcome;
@@ -469,8 +469,8 @@ impl Queue {
     }
 
     /// Waits until a used chain can be taken: for the interrupt, or by looking.
-    pub fn wait(&self, deadline: Deadline) -> Outcome {
-        wait_any(core::iter::once(self), deadline)
+    pub fn wait(&self, limit: impl Limit) -> Outcome {
+        wait_any(core::iter::once(self), limit)
     }
 
     fn interrupt_count(&self) -> u32 {
@@ -499,7 +499,7 @@ const WAITED: usize = 40;
 /// Waits until one of several queues has a used chain.
 pub fn wait_any<'a>(
     queues: impl Iterator<Item = &'a Queue> + Clone,
-    deadline: Deadline,
+    mut limit: impl Limit,
 ) -> Outcome {
     let mut counts = [0; WAITED];
     loop {
@@ -520,7 +520,7 @@ pub fn wait_any<'a>(
             if polls && queues.clone().any(Queue::has_used) {
                 return Ok(());
             }
-            if deadline.passed() {
+            if limit.is_reached() {
                 let index = queues.clone().next().map_or(0, Queue::index);
                 return Err(match queues.clone().any(Queue::has_used) {
                     true => failure!("timeout-without-interrupt queue={index}"),
@@ -536,9 +536,9 @@ pub fn wait_any<'a>(
 }
 
 /// Waits for an interrupt outside of queues.
-pub fn wait_for_count(vector: Vector, before: u32, deadline: Deadline) -> Outcome {
+pub fn wait_for_count(vector: Vector, before: u32, mut limit: impl Limit) -> Outcome {
     while vector.count() == before {
-        if deadline.passed() {
+        if limit.is_reached() {
             return Err(failure!(
                 "timeout-without-interrupt vector={:#x}",
                 vector.number()

@@ -1,8 +1,8 @@
-//! A socket device: packets, and one stream with its credit. Virtio 1.3 §5.10.
+//! A socket device: packets, events, and one stream with its credit. Virtio 1.3 §5.10.
 
-use super::queue::Queue;
+use super::queue::{Queue, wait_any};
 use super::{Device, Kind, PATIENCE_MS};
-use crate::clock::{Clock, Deadline};
+use crate::clock::{Clock, Deadline, Limit};
 use crate::failure;
 use crate::line::Outcome;
 use crate::machine::Machine;
@@ -12,6 +12,10 @@ const HEADER_BYTES: usize = 44;
 const BUFFER_BYTES: usize = 4096;
 const BUFFERS: usize = 32;
 const QUEUE_SIZE: u16 = 128;
+const EVENT_BYTES: usize = 4;
+const EVENTS: usize = 8;
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.
+const TRANSPORT_RESET: u32 = 0;
 /// The most data in one packet.
 pub const DATA_BYTES: usize = BUFFER_BYTES - HEADER_BYTES;
 /// What this side can hold, as it tells the peer.
@@ -54,13 +58,16 @@ pub struct Header {
 pub struct Vsock {
     rx: Queue,
     tx: Queue,
-    _events: Queue,
+    events: Queue,
     rx_memory: Dma,
     rx_of_head: [u8; QUEUE_SIZE as usize],
     tx_memory: Dma,
     tx_free: [u8; BUFFERS],
     tx_free_count: usize,
     tx_of_head: [u8; QUEUE_SIZE as usize],
+    event_memory: Dma,
+    event_of_head: [u8; QUEUE_SIZE as usize],
+    /// This side's context identifier.
     pub cid: u64,
     clock: Clock,
     /// Last, so that the device is reset when the rest is gone.
@@ -75,13 +82,15 @@ impl Vsock {
         let mut vsock = Self {
             rx: device.queue(machine, 0, QUEUE_SIZE)?,
             tx: device.queue(machine, 1, QUEUE_SIZE)?,
-            _events: device.queue(machine, 2, QUEUE_SIZE)?,
+            events: device.queue(machine, 2, QUEUE_SIZE)?,
             rx_memory: machine.memory.allocate(BUFFERS * BUFFER_BYTES, 4096)?,
             rx_of_head: [0; QUEUE_SIZE as usize],
             tx_memory: machine.memory.allocate(BUFFERS * BUFFER_BYTES, 4096)?,
             tx_free: core::array::from_fn(|buffer| buffer as u8),
             tx_free_count: BUFFERS,
             tx_of_head: [0; QUEUE_SIZE as usize],
+            event_memory: machine.memory.allocate(EVENTS * EVENT_BYTES, 64)?,
+            event_of_head: [0; QUEUE_SIZE as usize],
             cid,
             clock: machine.clock,
             device,
@@ -91,7 +100,42 @@ impl Vsock {
             vsock.give(number);
         }
         vsock.rx.publish();
+        for number in 0..EVENTS as u8 {
+            vsock.give_event(number);
+        }
+        vsock.events.publish();
         Ok(vsock)
+    }
+
+    fn give_event(&mut self, number: u8) {
+        let buffer = self
+            .event_memory
+            .part(usize::from(number) * EVENT_BYTES, EVENT_BYTES);
+        // No event's number.
+        buffer.fill(0xff);
+        if let Some(head) = self.events.add(&[], &[buffer.into()]) {
+            self.event_of_head[usize::from(head)] = number;
+        }
+    }
+
+    /// Takes the events that have come. True when one says that the transport was reset: every connection is gone,
+    /// and this side's address is read anew.
+    pub fn take_reset(&mut self) -> Outcome<bool> {
+        let mut was_reset = false;
+        while let Some(used) = self.events.take()? {
+            let number = self.event_of_head[usize::from(used.head)];
+            let event: u32 = self.event_memory.read(usize::from(number) * EVENT_BYTES);
+            if used.written != EVENT_BYTES as u32 || event != TRANSPORT_RESET {
+                return Err(failure!("unknown-event id={event} used={}", used.written));
+            }
+            was_reset = true;
+            self.give_event(number);
+        }
+        if was_reset {
+            self.events.publish();
+            self.cid = self.device.transport.config64(0);
+        }
+        Ok(was_reset)
     }
 
     fn give(&mut self, number: u8) {
@@ -113,10 +157,10 @@ impl Vsock {
 
     /// Sends one packet; its length and addresses are filled in from the arguments.
     pub fn send(&mut self, header: Header, data: &[u8]) -> Outcome {
-        let deadline = self.clock.deadline_ms(PATIENCE_MS);
+        let mut patience = self.clock.patience_ms(PATIENCE_MS);
         self.reclaim()?;
         while self.tx_free_count == 0 {
-            self.tx.wait(deadline)?;
+            self.tx.wait(&mut patience)?;
             self.reclaim()?;
         }
         let header = Header {
@@ -182,6 +226,11 @@ impl Vsock {
             }
             self.rx.wait(deadline)?;
         }
+    }
+
+    /// Waits for a packet or an event.
+    pub fn wait(&self, limit: impl Limit) -> Outcome {
+        wait_any([&self.rx, &self.events].into_iter(), limit)
     }
 
     /// Interrupts that the receive queue has taken.

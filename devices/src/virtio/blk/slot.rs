@@ -1,5 +1,7 @@
 //! A request's place while it is in flight, and the memory that the kernel transfers for it.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use libc::iovec;
 use skerry_images::chain::Hold;
 
@@ -22,6 +24,8 @@ pub(super) struct Slot {
     /// The descriptor of the file that is transferred from or to, and where in it.
     pub fd: i32,
     pub host: u64,
+    /// The kernel transfers to and from the guest's pages themselves, and not through the page cache.
+    pub direct: bool,
     /// The layer that led there.
     pub hold: Option<Hold>,
     /// What lies behind the file's end reads as zeroes.
@@ -49,6 +53,7 @@ impl Slot {
             done: 0,
             fd: -1,
             host: 0,
+            direct: false,
             hold: None,
             zeroes_behind: false,
             iov: Vec::new(),
@@ -113,8 +118,32 @@ impl Slot {
         Ok(len)
     }
 
+    /// Writes to the pages that a device has just filled, without changing them: whoever keeps note of what is
+    /// written (by page faults) saw only the moment at which the transfer began.
+    fn note_filled(&self, mut n: u64) {
+        const PAGE: usize = 4096;
+        for part in &self.iov[self.first.min(self.iov.len())..] {
+            let len = n.min(part.iov_len as u64) as usize;
+            let start = part.iov_base as usize;
+            let pages = (start / PAGE * PAGE..start + len).step_by(PAGE);
+            for at in pages {
+                // SAFETY: the byte is one of the transfer's, which lies in guest RAM, kept mapped by `chain`.
+                // The guest may write it, too; both are atomic.
+                unsafe { AtomicU8::from_ptr(at.max(start) as *mut u8) }
+                    .fetch_or(0, Ordering::Relaxed);
+            }
+            n -= len as u64;
+            if n == 0 {
+                break;
+            }
+        }
+    }
+
     /// Skips `n` bytes that the kernel has transferred.
     pub fn advance(&mut self, mut n: u64) {
+        if self.direct && self.bounce.is_none() && matches!(self.request, Request::Read { .. }) {
+            self.note_filled(n);
+        }
         self.done += n;
         while n > 0 && self.first < self.iov.len() {
             let part = &mut self.iov[self.first];

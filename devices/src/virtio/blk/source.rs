@@ -227,7 +227,8 @@ impl BlkQueue {
         };
         match target {
             Target::File(file, host, hold) => {
-                slot.fd = file.raw_fd(file.is_direct());
+                slot.direct = file.is_direct();
+                slot.fd = file.raw_fd(slot.direct);
                 slot.host = host;
                 slot.zeroes_behind =
                     !matches!(self.view.stack.layers()[hold.layer()], Layer::Raw(_));

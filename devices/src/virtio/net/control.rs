@@ -1,7 +1,8 @@
-//! The control queue: how many queue pairs the driver uses (virtio 1.3 §5.1.6.5.6).
+//! The control queue: how many queue pairs the driver uses (virtio 1.3 §5.1.6.5.6), and that it announced
+//! its address (§5.1.6.5.4).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -12,6 +13,8 @@ use crate::virtio::queue::QueueError;
 use crate::virtio::served::{Serve, Side};
 use crate::worker::Io;
 
+const CLASS_ANNOUNCE: u8 = 3;
+const ANNOUNCE_ACK: u8 = 0;
 const CLASS_MQ: u8 = 4;
 const MQ_VQ_PAIRS_SET: u8 = 0;
 const OK: u8 = 0;
@@ -20,6 +23,8 @@ const ERR: u8 = 1;
 pub(super) struct ControlQueue {
     pub chain: Chain,
     pub pairs: PairSwitch,
+    /// The driver is asked to announce its address.
+    pub announce: Arc<AtomicBool>,
 }
 
 /// What switching queue pairs on and off takes.
@@ -45,13 +50,13 @@ pub(super) fn attach_queues(taps: &[Arc<Tap>], active: &AtomicU16, pairs: u16) {
 }
 
 impl PairSwitch {
-    /// Carries out one command; its answer.
-    fn command(&self, chain: &mut Chain) -> u8 {
-        let mut command = [0; 4];
-        if !chain.take_front(&mut command) || command[..2] != [CLASS_MQ, MQ_VQ_PAIRS_SET] {
+    /// Uses as many pairs as the command says; its answer.
+    fn switch(&self, chain: &mut Chain) -> u8 {
+        let mut pairs = [0; 2];
+        if !chain.take_front(&mut pairs) {
             return ERR;
         }
-        let pairs = u16::from_le_bytes([command[2], command[3]]);
+        let pairs = u16::from_le_bytes(pairs);
         if pairs == 0 || usize::from(pairs) > self.taps.len() {
             return ERR;
         }
@@ -63,10 +68,26 @@ impl PairSwitch {
     }
 }
 
+/// Carries out one command; its answer.
+fn command(pairs: &PairSwitch, announce: &AtomicBool, chain: &mut Chain) -> u8 {
+    let mut command = [0; 2];
+    if !chain.take_front(&mut command) {
+        return ERR;
+    }
+    match command {
+        [CLASS_MQ, MQ_VQ_PAIRS_SET] => pairs.switch(chain),
+        [CLASS_ANNOUNCE, ANNOUNCE_ACK] => {
+            announce.store(false, Ordering::Relaxed);
+            OK
+        }
+        _ => ERR,
+    }
+}
+
 impl Serve for ControlQueue {
     fn run(&mut self, side: &mut Side, _io: &mut Io<'_>) -> Result<(), QueueError> {
         side.each(&mut self.chain, |chain| {
-            let answer = self.pairs.command(chain);
+            let answer = command(&self.pairs, &self.announce, chain);
             let status = chain.take_back();
             if let Some(byte) = status {
                 byte.write(chain, answer);

@@ -7,7 +7,7 @@ mod tx;
 mod vhost;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU16;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -15,7 +15,7 @@ use super::features;
 use super::queue::QueueState;
 use super::running::Running;
 use super::served::Served;
-use super::{Counter, QueueIndex, QueueStart, StartError, VirtioDevice};
+use super::{Counter, DeviceState, QueueIndex, QueueStart, StartError, VirtioDevice};
 use crate::limit::{Limiter, Throttle};
 use crate::worker::FdWait;
 pub use tap::{Offloads, Tap, TapError, VNET_HEADER};
@@ -34,7 +34,13 @@ const F_HOST_ECN: u32 = 13;
 const F_MRG_RXBUF: u32 = 15;
 const F_STATUS: u32 = 16;
 const F_CTRL_VQ: u32 = 17;
+const F_GUEST_ANNOUNCE: u32 = 21;
 const F_MQ: u32 = 22;
+
+/// The link is up (VIRTIO_NET_S_LINK_UP).
+const S_LINK_UP: u8 = 1;
+/// The driver is to announce its address (VIRTIO_NET_S_ANNOUNCE).
+const S_ANNOUNCE: u8 = 2;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -62,6 +68,8 @@ pub struct Net {
     /// How many pairs the driver uses (VIRTIO_NET_CTRL_MQ), and so how many of the tap's queues the
     /// host spreads frames over. Shared with the control queue.
     active: Arc<AtomicU16>,
+    /// The driver is asked to tell its neighbours where it is now.
+    announce: Arc<AtomicBool>,
     queue_sizes: Vec<u16>,
     config: [u8; 12],
     features: u64,
@@ -92,9 +100,10 @@ impl Net {
         let mut features = features_of(offloads, mtu);
         let config = config_of(mac, pairs as u16, mtu);
         let mut queue_sizes = vec![queue_size; 2 * pairs];
+        features |= 1 << F_CTRL_VQ | 1 << F_GUEST_ANNOUNCE;
+        queue_sizes.push(64);
         if pairs > 1 {
-            features |= 1 << F_MQ | 1 << F_CTRL_VQ;
-            queue_sizes.push(64);
+            features |= 1 << F_MQ;
         }
         let active = Arc::new(AtomicU16::new(pairs as u16));
         let net = Net {
@@ -111,6 +120,7 @@ impl Net {
                 .collect(),
             control: None,
             active,
+            announce: Arc::default(),
             queue_sizes,
             config,
             features,
@@ -164,7 +174,7 @@ fn features_of(offloads: NetOffloads, mtu: Option<u16>) -> u64 {
 fn config_of(mac: Mac, pairs: u16, mtu: Option<u16>) -> [u8; 12] {
     let mut config = [0; 12];
     config[..6].copy_from_slice(&mac);
-    config[6] = 1;
+    config[6] = S_LINK_UP;
     config[8..10].copy_from_slice(&pairs.to_le_bytes());
     config[10..12].copy_from_slice(&mtu.unwrap_or(0).to_le_bytes());
     config
@@ -199,12 +209,20 @@ impl VirtioDevice for Net {
         &self.queue_sizes
     }
 
+    fn spun_for(&self) -> Option<QueueIndex> {
+        self.control_index(self.features)
+    }
+
     fn features(&self) -> u64 {
         self.features
     }
 
     fn config(&self) -> Vec<u8> {
-        self.config.to_vec()
+        let mut config = self.config.to_vec();
+        if self.announce.load(Ordering::Relaxed) {
+            config[6] |= S_ANNOUNCE;
+        }
+        config
     }
 
     fn start_queue(&mut self, index: QueueIndex, start: QueueStart) -> Result<(), StartError> {
@@ -214,7 +232,7 @@ impl VirtioDevice for Net {
             }
             let taps = self.pairs.iter().map(|p| p.tap.clone()).collect();
             let kicks = self.pairs.iter().map(|p| p.rx_kick.clone()).collect();
-            let active = self.active.clone();
+            let (active, announce) = (self.active.clone(), self.announce.clone());
             let running = Served::start(start, |queue| control::ControlQueue {
                 chain: queue.chain(),
                 pairs: control::PairSwitch {
@@ -222,6 +240,7 @@ impl VirtioDevice for Net {
                     kicks,
                     active,
                 },
+                announce,
             })?;
             self.control = Some((index, running));
             return Ok(());
@@ -287,7 +306,29 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
+        self.announce.store(false, Ordering::Relaxed);
         self.use_pairs(1);
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Net {
+            active_pairs: self.active.load(Ordering::Relaxed),
+        }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), String> {
+        match state {
+            DeviceState::Net { active_pairs } if usize::from(*active_pairs) <= self.pairs.len() => {
+                self.use_pairs(*active_pairs);
+                // Its switch ports may be others now.
+                self.announce.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            other => Err(format!(
+                "{other:?} is not a state of a network of {} queue pairs",
+                self.pairs.len()
+            )),
+        }
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

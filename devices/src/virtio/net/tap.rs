@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType};
 use thiserror::Error;
@@ -81,13 +82,20 @@ struct IfReq {
 }
 
 impl Tap {
+    /// Whether there is an interface `name`. The kernel is asked, and not sysfs, which may show another network
+    /// namespace.
+    pub fn exists(name: &str) -> bool {
+        let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None);
+        socket.is_ok_and(|socket| rustix::net::netdevice::name_to_index(&socket, name).is_ok())
+    }
+
     /// Opens `queues` queues of the tap `name`, which exists already.
     pub fn open(name: &str, queues: u16) -> Result<Vec<Tap>, TapError> {
         if name.is_empty() || name.len() > MAX_NAME || name.contains('/') {
             return Err(TapError::Name(name.to_owned()));
         }
         // Opening a name that is not there would create it, and leave nothing behind that anyone
-        // asked for. The kernel is asked, and not sysfs, which may show another network namespace.
+        // asked for.
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None);
         let socket = socket.map_err(|e| TapError::System {
             name: name.to_owned(),
@@ -125,10 +133,7 @@ impl Tap {
             _rest: [0; 22],
         };
         request.name[..name.len()].copy_from_slice(name.as_bytes());
-        // SAFETY: TUNSETIFF reads and writes a struct ifreq, whose layout `IfReq` has.
-        let attached = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &mut request) };
-        if attached != 0 {
-            let error = io::Error::last_os_error();
+        if let Err(error) = attach_patiently(&file, &mut request) {
             return Err(match error.raw_os_error() {
                 Some(libc::EBUSY | libc::EINVAL) => TapError::Busy(name.to_owned(), multi),
                 _ => system("attach to")(error),
@@ -225,6 +230,26 @@ unsafe fn transfer(
     };
     // It is as long as a pointer.
     n as isize
+}
+
+/// Attaches an open queue to a tap. A monitor that was killed a moment ago may seem to have it: the kernel
+/// takes its ring down, and closes the files in it, some milliseconds after the process, or when a flush in
+/// flight has ended.
+fn attach_patiently(file: &File, request: &mut IfReq) -> io::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const STEP: Duration = Duration::from_millis(5);
+    let begun = Instant::now();
+    loop {
+        // SAFETY: TUNSETIFF reads and writes a struct ifreq, whose layout `IfReq` has.
+        if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &mut *request) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EBUSY) || begun.elapsed() > PATIENCE {
+            return Err(error);
+        }
+        std::thread::sleep(STEP);
+    }
 }
 
 /// Whether the interface is one of the tun driver's (ETHTOOL_GDRVINFO).

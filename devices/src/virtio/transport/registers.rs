@@ -1,5 +1,7 @@
 //! The common configuration structure (virtio 1.3 §4.1.4.3) and what it holds.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Phase, QueueState, features};
 use crate::virtio::queue::MAX_QUEUE_SIZE;
 
@@ -26,6 +28,27 @@ pub(super) mod offsets {
 /// The low `size` bytes.
 pub(super) fn mask(size: u8) -> u64 {
     u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)))
+}
+
+/// What is kept of the registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RegistersState {
+    status: u8,
+    phase: Phase,
+    driver_features: u64,
+    queue_select: u16,
+    config_generation: u8,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    queues: Vec<QueueRegistersState>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QueueRegistersState {
+    enabled: bool,
+    state: QueueState,
 }
 
 struct QueueRegisters {
@@ -78,6 +101,65 @@ impl Registers {
             config_generation: self.config_generation,
             ..Registers::new(self.device_features, &sizes)
         };
+    }
+
+    /// What is to be kept. An active device is kept as a paused one: it goes on by being resumed.
+    pub fn keep(&self) -> RegistersState {
+        RegistersState {
+            status: self.status,
+            phase: match self.phase {
+                Phase::Active => Phase::Paused,
+                phase => phase,
+            },
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            config_generation: self.config_generation,
+            device_feature_select: self.device_feature_select,
+            driver_feature_select: self.driver_feature_select,
+            queues: self
+                .queues
+                .iter()
+                .map(|q| QueueRegistersState {
+                    enabled: q.enabled,
+                    state: q.state,
+                })
+                .collect(),
+        }
+    }
+
+    /// Takes what was kept; says what stands in the way, and then nothing is taken.
+    pub fn take(&mut self, kept: &RegistersState) -> Result<(), String> {
+        if kept.queues.len() != self.queues.len() {
+            return Err(format!(
+                "it had {} queues and has {}",
+                kept.queues.len(),
+                self.queues.len()
+            ));
+        }
+        let lacking = kept.driver_features & !self.device_features;
+        if lacking != 0 {
+            return Err(format!(
+                "its driver uses features {lacking:#x}, which it does not offer now"
+            ));
+        }
+        let pairs = self.queues.iter().zip(&kept.queues);
+        let too_large =
+            |(now, kept): (&QueueRegisters, &QueueRegistersState)| kept.state.size > now.max_size;
+        if let Some(index) = pairs.map(too_large).position(|too_large| too_large) {
+            return Err(format!("queue {index} was larger than it may be now"));
+        }
+        self.status = kept.status;
+        self.phase = kept.phase;
+        self.running = false;
+        self.driver_features = kept.driver_features;
+        self.queue_select = kept.queue_select;
+        self.config_generation = kept.config_generation;
+        self.device_feature_select = kept.device_feature_select;
+        self.driver_feature_select = kept.driver_feature_select;
+        for (queue, kept) in self.queues.iter_mut().zip(&kept.queues) {
+            (queue.enabled, queue.state) = (kept.enabled, kept.state);
+        }
+        Ok(())
     }
 
     /// The queues that the driver enabled, with where they stand.

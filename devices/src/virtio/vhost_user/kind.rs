@@ -7,6 +7,8 @@ use crate::virtio::net::Mac;
 
 const BLK_SIZE_MAX: u64 = 1 << 1;
 const BLK_SEG_MAX: u64 = 1 << 2;
+/// VIRTIO_BLK_F_RO.
+const BLK_READONLY: u64 = 1 << 5;
 const BLK_MQ: u64 = 1 << 12;
 const NET_MAC: u64 = 1 << 5;
 const NET_CTRL_VQ: u64 = 1 << 17;
@@ -42,6 +44,16 @@ impl VhostUserKind {
             VhostUserKind::Blk => 2,
             VhostUserKind::Fs(_) => 26,
         }
+    }
+
+    /// Whether it is a disk that is offered for reading alone.
+    pub(super) fn is_readonly(&self, features: u64) -> bool {
+        *self == VhostUserKind::Blk && features & BLK_READONLY != 0
+    }
+
+    /// Whether its back end answers all that is available. A network's receive queue is never empty.
+    pub(super) fn is_answered(&self) -> bool {
+        !matches!(self, VhostUserKind::Net(_))
     }
 
     /// What is offered to the guest of what the back end offers.

@@ -30,9 +30,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A connection.
 pub(super) struct Link {
-    frontend: Frontend,
+    pub(super) frontend: Frontend,
     /// The same socket, to see that the back end is gone.
-    socket: Arc<UnixStream>,
+    pub(super) socket: Arc<UnixStream>,
     gone: Arc<AtomicBool>,
     path: String,
     /// What the back end offers.
@@ -82,7 +82,8 @@ impl Link {
         let offered = link.frontend.get_protocol_features();
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG;
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::DEVICE_STATE;
         link.protocol = link.asked("GET_PROTOCOL_FEATURES", offered)? & wanted;
         let set = link.frontend.set_protocol_features(link.protocol);
         link.asked("SET_PROTOCOL_FEATURES", set)?;
@@ -104,7 +105,11 @@ impl Link {
         Ok(())
     }
 
-    fn asked<T>(&self, what: &'static str, result: vhost::Result<T>) -> Result<T, VhostUserError> {
+    pub(super) fn asked<T>(
+        &self,
+        what: &'static str,
+        result: vhost::Result<T>,
+    ) -> Result<T, VhostUserError> {
         result.map_err(|source| VhostUserError::Request {
             path: self.path.clone(),
             what,
@@ -123,6 +128,26 @@ impl Link {
     /// Whether the back end was seen to be gone.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
+    }
+
+    /// The back end's socket.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Asks the back end for a sign of life.
+    pub fn greet(&mut self) -> Result<(), VhostUserError> {
+        let answer = guarded(&self.socket, || self.frontend.get_features());
+        match answer {
+            Ok(_) if !self.is_gone() => Ok(()),
+            _ => Err(VhostUserError::Gone(self.path.clone())),
+        }
+    }
+
+    /// Whether the back end hands over state that it has of the device, and takes it.
+    pub fn has_state(&self) -> bool {
+        self.protocol
+            .contains(VhostUserProtocolFeatures::DEVICE_STATE)
     }
 
     /// What sees that the back end is gone.
@@ -289,7 +314,7 @@ fn connect_in_time(path: &Path) -> std::io::Result<UnixStream> {
 
 /// Does `work`, which asks the other end of `socket` for something, and cuts the connection if that takes too
 /// long. The protocol's library would wait for ever.
-fn guarded<T>(socket: &UnixStream, work: impl FnOnce() -> T) -> T {
+pub(super) fn guarded<T>(socket: &UnixStream, work: impl FnOnce() -> T) -> T {
     let (done, wait) = sync_channel::<()>(0);
     std::thread::scope(|scope| {
         scope.spawn(move || {

@@ -7,6 +7,7 @@
 
 mod kind;
 mod link;
+mod state;
 
 use std::path::Path;
 
@@ -16,7 +17,7 @@ use super::features;
 use super::queue::QueueState;
 use super::relay::Relay;
 use super::running::Running;
-use super::{QueueIndex, QueueStart, StartError, VirtioDevice};
+use super::{DeviceState, Held, QueueIndex, QueueStart, StartError, VirtioDevice};
 use crate::worker::WorkerHandle;
 pub use kind::{TAG_LEN, VhostUserKind};
 use link::Link;
@@ -51,6 +52,21 @@ pub enum VhostUserError {
         /// What it lacks, and what to do.
         what: String,
     },
+    /// The back end was there and is no more.
+    #[error(
+        "the vhost-user back end on {0} went away: start it again, and let the guest go on with it"
+    )]
+    Gone(String),
+    /// State was not handed over, or not taken.
+    #[error("the vhost-user back end on {path} does not {verb} the device's state")]
+    State {
+        /// The socket.
+        path: String,
+        /// Hand over or take.
+        verb: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
 }
 
 /// A device that a vhost-user back end serves.
@@ -62,6 +78,10 @@ pub struct VhostUser {
     features: u64,
     config: Vec<u8>,
     running: Vec<Option<Served>>,
+    /// The back end knows of the driver what a successor would not.
+    session: bool,
+    /// A queue was taken back before all that the back end took from it was answered.
+    unfinished: bool,
 }
 
 /// A queue that the back end serves.
@@ -94,19 +114,33 @@ impl VhostUser {
             config,
             kind,
             link: Some(link),
+            session: false,
+            unfinished: false,
         })
+    }
+
+    fn is_readonly(&self) -> bool {
+        self.kind.is_readonly(self.features)
+    }
+
+    /// It is a directory: the back end knows which of its files the guest has open.
+    fn has_session(&self) -> bool {
+        matches!(self.kind, VhostUserKind::Fs(_))
     }
 
     /// Begins with the back end, or with its successor if it went away unseen.
     fn begin(&mut self, start: &QueueStart) -> Result<(), VhostUserError> {
+        if self.session && self.link.as_ref().is_none_or(Link::is_gone) {
+            return Err(VhostUserError::Gone(self.path.clone()));
+        }
         let begun = self.link()?.begin(start.features, &start.memory);
         match begun {
-            Err(e) => {
+            Err(e) if !self.session => {
                 log::info!("connecting anew: {e}");
                 self.link = None;
                 self.link()?.begin(start.features, &start.memory)
             }
-            Ok(()) => Ok(()),
+            begun => begun,
         }
     }
 
@@ -162,6 +196,8 @@ impl VirtioDevice for VhostUser {
         };
         if first {
             self.begin(&start).map_err(refused)?;
+            self.session = self.has_session();
+            self.unfinished = false;
         }
         let link = self.link().map_err(refused)?;
         let call = link.start(index, &start).map_err(refused)?;
@@ -208,15 +244,82 @@ impl VirtioDevice for VhostUser {
         let served = self.running.get_mut(usize::from(index))?.take()?;
         served.relay.stop();
         let link = self.link.as_mut()?;
-        // A network's receive queue is never empty.
-        if self.kind == VhostUserKind::Blk {
+        if self.kind.is_answered() {
             link.drain(served.state, &served.memory);
         }
         let state = link.stop(index, served.state, &served.memory);
-        if state.is_none() {
+        match state {
+            Some(state) => self.unfinished |= state.next_avail != state.next_used,
             // It is not known where the queue stands, nor what the back end still does with it.
-            self.link = None;
+            None => self.link = None,
         }
         state
+    }
+
+    fn reset(&mut self) {
+        self.session = false;
+        self.unfinished = false;
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Served {
+            readonly: self.is_readonly(),
+        }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), String> {
+        let now = self.is_readonly();
+        let (had, has) = match state {
+            DeviceState::Served { readonly } if *readonly == now => return Ok(()),
+            DeviceState::Served { readonly: true } => ("read-only", "writable"),
+            DeviceState::Served { readonly: false } => ("writable", "read-only"),
+            other => return Err(format!("{other:?} is another kind of device's")),
+        };
+        Err(format!(
+            "its back end on {} serves it {has}, and it was {had}: start one like the one before",
+            self.path
+        ))
+    }
+
+    fn held(&self) -> Option<Held> {
+        let has_state = || self.link.as_ref().is_none_or(Link::has_state);
+        Some(match self.kind {
+            VhostUserKind::Blk if !self.is_readonly() => Held::Disk,
+            VhostUserKind::Blk | VhostUserKind::Net(_) => Held::Nothing,
+            VhostUserKind::Fs(_) if has_state() => Held::State,
+            VhostUserKind::Fs(_) => Held::Secret,
+        })
+    }
+
+    fn save_held(&mut self) -> Result<Option<Vec<u8>>, VhostUserError> {
+        let (unfinished, has_session) = (self.unfinished, self.has_session());
+        let Some(link) = self.link.as_mut() else {
+            return Err(VhostUserError::Gone(self.path.clone()));
+        };
+        link.greet()?;
+        if unfinished {
+            return Err(link.lacks(
+                "took requests of the guest and did not answer them in time: resume the VM, and try again",
+            ));
+        }
+        match has_session {
+            true => link.fetch_state().map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn restore_held(&mut self, state: Option<&[u8]>) -> Result<(), VhostUserError> {
+        let has_session = self.has_session();
+        let link = self.link()?;
+        match (has_session, state) {
+            (false, None) => Ok(()),
+            (true, Some(state)) => {
+                link.load_state(state)?;
+                self.session = true;
+                Ok(())
+            }
+            (false, Some(_)) => Err(link.lacks("has no use for the state that was kept of it")),
+            (true, None) => Err(link.lacks("is to have state that was not kept")),
+        }
     }
 }

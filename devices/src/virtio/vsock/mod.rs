@@ -26,7 +26,7 @@ use super::{Counter, QueueIndex, QueueStart, StartError, VirtioDevice};
 use muxer::Muxer;
 use sockets::{SocketFile, Sockets};
 use source::{Lanes, VsockSource};
-use switch::Switch;
+use switch::{News, Switch};
 
 /// Stream sockets (VIRTIO_VSOCK_F_STREAM, virtio 1.3 §5.10.3).
 const F_STREAM: u32 = 0;
@@ -112,7 +112,7 @@ impl Vsock {
             switch: Some(Box::new(Switch {
                 muxer: Muxer::new(cid, counters.clone()),
                 sockets,
-                transport_reset: false,
+                news: News::None,
                 counters: counters.clone(),
             })),
             counters,
@@ -153,7 +153,9 @@ impl Vsock {
             });
         };
         self.known = true;
-        switch.transport_reset |= restored;
+        if restored {
+            switch.news = News::ToTell;
+        }
         if let [Some(rx), Some(tx), event] = std::mem::take(&mut self.parked) {
             let lanes = Lanes::new(rx, tx, event, switch)?;
             self.running = Some(Running::attach(worker, |home| {
@@ -228,7 +230,7 @@ impl VirtioDevice for Vsock {
         self.known = true;
         if let Some(switch) = &mut self.switch {
             switch.muxer = Muxer::new(self.cid, self.counters.clone());
-            switch.transport_reset = false;
+            switch.news = News::None;
         }
     }
 

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use libc::iovec;
 use rustix::event::epoll;
@@ -209,7 +210,7 @@ fn remove_stale(path: &Path) -> Result<(), VsockError> {
     if !found.file_type().is_socket() {
         return Err(VsockError::NotASocket(owned()));
     }
-    match connect(path) {
+    match connect_patiently(path) {
         Err(Errno::CONNREFUSED) => {
             std::fs::remove_file(path).map_err(|source| VsockError::System {
                 what: "remove the stale socket",
@@ -220,6 +221,22 @@ fn remove_stale(path: &Path) -> Result<(), VsockError> {
         Err(Errno::NOENT) => Ok(()),
         // Also a full backlog (EAGAIN) or another socket type (EPROTOTYPE): somebody is there.
         _ => Err(VsockError::InUse(owned())),
+    }
+}
+
+/// Connects, if that goes on being possible. A monitor that was killed a moment ago may seem to listen: the
+/// kernel takes its ring down, and closes the files in it, some milliseconds after the process, or when a
+/// flush in flight has ended.
+fn connect_patiently(path: &Path) -> Result<OwnedFd, Errno> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    const STEP: Duration = Duration::from_millis(5);
+    let begun = Instant::now();
+    loop {
+        let connected = connect(path);
+        if connected.is_err() || begun.elapsed() > PATIENCE {
+            return connected;
+        }
+        std::thread::sleep(STEP);
     }
 }
 

@@ -6,7 +6,7 @@ use io_uring::{opcode, types};
 
 use super::packet::HEADER;
 use super::sockets::Event;
-use super::switch::Switch;
+use super::switch::{News, Switch};
 use crate::virtio::QueueStart;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::{Queue, QueueError};
@@ -27,6 +27,8 @@ const BYTE_BUDGET: usize = 1 << 20;
 const ACCEPT_BUDGET: usize = 16;
 /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (virtio 1.3 §5.10.6.7).
 const TRANSPORT_RESET: [u8; 4] = [0; 4];
+/// A driver that does not give the event's buffer back is waited for so many seconds.
+const PATIENCE: u8 = 10;
 
 /// A queue while it runs.
 struct Lane {
@@ -147,7 +149,8 @@ impl VsockSource {
     }
 
     /// Takes what sockets and host programs have to say.
-    fn host(&mut self) {
+    fn host(&mut self) -> Result<(), QueueError> {
+        let welcome = self.welcomes();
         let switch = &mut *self.switch;
         if std::mem::take(&mut self.sockets_ready) {
             // What does not fit into one batch is seen when the instance is polled again.
@@ -158,7 +161,7 @@ impl VsockSource {
                 switch.event(event);
             }
         }
-        if std::mem::take(&mut self.clients_wait) && !self.resting {
+        if welcome && std::mem::take(&mut self.clients_wait) {
             for _ in 0..ACCEPT_BUDGET {
                 match switch.sockets.accept() {
                     Ok(Some(socket)) => switch.client(socket),
@@ -166,11 +169,13 @@ impl VsockSource {
                     Err(e) => {
                         log::warn!("vsock: cannot accept a connection: {e}");
                         self.resting = true;
+                        self.clients_wait = true;
                         break;
                     }
                 }
             }
         }
+        Ok(())
     }
 
     /// Guest to host.
@@ -235,23 +240,44 @@ impl VsockSource {
         Ok(())
     }
 
+    /// Tells the guest that its connections are gone, and sees whether it has heard.
     fn announce(&mut self) -> Result<(), QueueError> {
-        if let Some(lane) = self.event.as_mut().filter(|_| self.switch.transport_reset)
-            && lane.pop_or_wait()?
-        {
+        let news = &mut self.switch.news;
+        let Some(lane) = &mut self.event else {
+            // It cannot be told.
+            if matches!(news, News::Told { .. }) {
+                *news = News::None;
+            }
+            return Ok(());
+        };
+        if *news == News::ToTell && lane.pop_or_wait()? {
             let n = lane.chain.write(0, &TRANSPORT_RESET);
             lane.queue.push(lane.chain.head, n as u32);
-            self.switch.transport_reset = false;
+            *news = News::Told {
+                offered: lane.queue.available()?,
+                patience: PATIENCE,
+            };
+        }
+        if let News::Told { offered, patience } = *news
+            && (patience == 0 || lane.queue.offers_more_than(offered)?)
+        {
+            *news = News::None;
         }
         Ok(())
     }
 
+    /// Whether host programs can connect now.
+    fn welcomes(&self) -> bool {
+        !self.resting && !matches!(self.switch.news, News::Told { .. })
+    }
+
     fn turn(&mut self, io: &mut Io<'_>) {
-        self.host();
         let steps = [
-            Self::transmit as fn(&mut Self) -> _,
+            // Before host programs: what they connect now is not what is gone.
+            Self::announce as fn(&mut Self) -> _,
+            Self::host,
+            Self::transmit,
             Self::receive,
-            Self::announce,
         ];
         if let Err(e) = steps.into_iter().try_for_each(|step| step(self)) {
             self.broken = true;
@@ -269,11 +295,11 @@ impl VsockSource {
         }
         let sockets = &self.switch.sockets;
         self.sockets.arm(io, SOCKETS, sockets.ready(), libc::POLLIN);
-        if !self.resting {
+        if self.welcomes() {
             self.listener
                 .arm(io, LISTENER, sockets.listener(), libc::POLLIN);
         }
-        if (self.resting || self.switch.muxer.needs_clock())
+        if (!self.welcomes() || self.switch.muxer.needs_clock())
             && !std::mem::replace(&mut self.ticking, true)
         {
             let entry = opcode::Timeout::new(&*self.second).build();
@@ -309,6 +335,9 @@ impl Source for VsockSource {
                 self.ticking = false;
                 self.resting = false;
                 if !self.stopping {
+                    if let News::Told { patience, .. } = &mut self.switch.news {
+                        *patience = patience.saturating_sub(1);
+                    }
                     self.switch.muxer.tick();
                 }
             }

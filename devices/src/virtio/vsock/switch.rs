@@ -10,12 +10,24 @@ use super::packet::{HEADER, Header};
 use super::sockets::{Event, Socket, Sockets};
 use crate::virtio::chain::Chain;
 
+/// Whether the guest has to be told that the connections it had are gone.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    /// No.
+    None,
+    /// It has.
+    ToTell,
+    /// It was told, while it offered so many more buffers for events. Its driver ends all connections that it
+    /// finds when it takes the event, also those made a moment ago; it then gives the buffer back.
+    Told { offered: u16, patience: u8 },
+}
+
 /// What outlives a stop: the connections and their sockets.
 pub(super) struct Switch {
     pub muxer: Muxer<Socket>,
     pub sockets: Sockets,
-    /// The guest must be told that connections it had are gone.
-    pub transport_reset: bool,
+    /// What the guest knows of connections it had and that are gone.
+    pub news: News,
     pub counters: Arc<VsockCounters>,
 }
 

@@ -451,6 +451,33 @@ fn a_restored_guest_is_told_that_its_connections_are_gone() {
 }
 
 #[test]
+fn a_host_program_waits_until_a_restored_guest_has_ended_what_is_gone() {
+    let mut guest = Guest::stopped();
+    guest.age();
+    guest.offer_buffers(16);
+    for _ in 0..4 {
+        guest.offer_event_buffer();
+    }
+    let mut early = stream(&guest.socket);
+    writeln!(early, "CONNECT 9").unwrap();
+    guest.start();
+    assert_eq!(guest.event(), 0, "VIRTIO_VSOCK_EVENT_TRANSPORT_RESET");
+    // The driver has not dealt with it yet: other connections come about, its own wait.
+    guest_connects(&mut guest, (70, 1));
+    guest.pump_until("an answer", |g| g.peers[&(70, 1)].open);
+    assert!(guest.requests.is_empty() && guest.peers.len() == 1);
+    // A pause forgets nothing.
+    guest.stop();
+    guest.start();
+    guest_connects(&mut guest, (71, 1));
+    guest.pump_until("an answer", |g| g.peers[&(71, 1)].open);
+    assert!(guest.requests.is_empty() && guest.peers.len() == 2);
+    guest.offer_event_buffer();
+    guest.pump_until("a request", |g| g.peers.len() == 3);
+    assert!(answer(&mut early) > 0);
+}
+
+#[test]
 fn hostile_packets_are_answered_or_dropped_and_others_go_on() {
     let mut guest = Guest::new();
     let (mut good, good_ports) = host_connects(&mut guest, 1);

@@ -9,7 +9,7 @@ use crate::pattern::{self, BLOCK, Fnv, Random};
 /// Requests in flight.
 const THREADS: usize = 4;
 /// Extents that each thread writes in a round.
-const EXTENTS: usize = 4;
+const EXTENTS: usize = 2;
 /// The most blocks of an extent.
 const EXTENT_BLOCKS: u64 = 32;
 

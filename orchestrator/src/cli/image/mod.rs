@@ -2,7 +2,6 @@
 
 mod bench;
 mod bitmap;
-mod bytes;
 mod check;
 mod commit;
 mod compare;
@@ -13,8 +12,6 @@ mod layers;
 mod map;
 mod measure;
 mod options;
-mod output;
-mod progress;
 mod rebase;
 mod resize;
 mod scratch;
@@ -24,10 +21,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::failure::Failure;
-
-/// A command's exit code, or why it failed.
-type Outcome = Result<u8, Failure>;
+use super::failure::{Failure, Outcome, exit_code};
+use super::{bytes, date, output, progress};
 
 /// Disk images: qcow2 and raw. Formats and backing layers are always given, never guessed.
 #[derive(Debug, Args)]
@@ -84,10 +79,7 @@ impl Image {
             Command::Bitmap(c) => (c.run(), 1),
             Command::Bench(c) => (c.run(), 1),
         };
-        ExitCode::from(outcome.unwrap_or_else(|failure| {
-            failure.print();
-            failed
-        }))
+        exit_code(outcome, failed)
     }
 }
 

@@ -10,7 +10,7 @@ use skerry_images::qcow2::Snapshot as Saved;
 
 use super::layers::Source;
 use super::output::{Output, print_json};
-use super::{Failure, Outcome, bytes};
+use super::{Failure, Outcome, bytes, date};
 
 /// List, make, apply or delete internal snapshots.
 #[derive(Debug, Args)]
@@ -141,46 +141,7 @@ pub fn print_table(snapshots: &[Answer]) {
             s.id.escape_debug().to_string(),
             s.name.escape_debug().to_string(),
             bytes::show(s.vm_state_size),
-            date(s.date_sec),
+            date::show(s.date_sec.into()),
         );
-    }
-}
-
-/// A date and time of the Gregorian calendar, UTC.
-fn date(seconds: u32) -> String {
-    let (mut days, rest) = (seconds / 86_400, seconds % 86_400);
-    let leap = |y: u32| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u32::from(leap(year)) {
-        days -= 365 + u32::from(leap(year));
-        year += 1;
-    }
-    let february = 28 + u32::from(leap(year));
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    format!(
-        "{year}-{month:02}-{:02} {:02}:{:02}:{:02}",
-        days + 1,
-        rest / 3600,
-        rest / 60 % 60,
-        rest % 60
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::date;
-
-    #[test]
-    fn dates_know_leap_years() {
-        assert_eq!(date(0), "1970-01-01 00:00:00");
-        assert_eq!(date(951_782_400), "2000-02-29 00:00:00");
-        assert_eq!(date(1_795_426_550), "2026-11-23 09:35:50");
     }
 }

@@ -62,7 +62,7 @@ impl Writer<'_> {
         table.to_aml_bytes(&mut bytes);
         let at = self.next;
         let end = at + bytes.len() as u64;
-        let room = layout::RESET_VECTOR - at;
+        let room = layout::IDENTITY.saturating_sub(at);
         if bytes.len() as u64 > room {
             return Err(ArchError::Room {
                 what: "an ACPI table",
@@ -137,6 +137,8 @@ fn dsdt(shape: &MachineShape) -> Sdt {
         pvpanic(&mut aml);
     }
     power_button(&mut aml);
+    generation(&mut aml);
+    clock(&mut aml);
     events(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, TABLE, 1);
     dsdt.append_slice(&aml);
@@ -253,6 +255,45 @@ fn power_button(aml: &mut Vec<u8>) {
     );
 }
 
+/// Where the number of the machine's generation is: it is another one in every clone (Microsoft, Virtual
+/// Machine Generation ID).
+fn generation(aml: &mut Vec<u8>) {
+    let address = Package::new(vec![&(layout::IDENTITY as u32), &0u32]);
+    in_system_bus(
+        &Device::new(
+            name("VGEN"),
+            vec![
+                &Name::new(name("_HID"), &"SKRYVGID"),
+                &Name::new(
+                    name("_CID"),
+                    &Package::new(vec![&"VM_Gen_Counter", &"VMGENCTR"]),
+                ),
+                &Name::new(name("_DDN"), &"VM_Gen_Counter"),
+                &Name::new(name("ADDR"), &address),
+            ],
+        ),
+        aml,
+    );
+}
+
+/// Where the page is that says when the clock was disrupted (vmclock, as in QEMU's and Linux's
+/// `vmclock-abi.h`).
+fn clock(aml: &mut Vec<u8>) {
+    let page = Memory32Fixed::new(false, layout::VMCLOCK as u32, 0x1000);
+    in_system_bus(
+        &Device::new(
+            name("VCLK"),
+            vec![
+                &Name::new(name("_HID"), &"AMZNC10C"),
+                &Name::new(name("_CID"), &"VMCLOCK"),
+                &Name::new(name("_DDN"), &"VMCLOCK"),
+                &Name::new(name("_CRS"), &ResourceTemplate::new(vec![&page])),
+            ],
+        ),
+        aml,
+    );
+}
+
 /// The Generic Event Device (§5.6.9): its interrupt says that the event register has something.
 fn events(aml: &mut Vec<u8>) {
     let irq = Interrupt::new(true, true, false, false, layout::ACPI_EVENTS_GSI as u32);
@@ -276,6 +317,15 @@ fn events(aml: &mut Vec<u8>) {
     let pressed = Equal::new(&Local(1), &button);
     let notify = Notify::new(&power_button, &0x80u8);
     let on_press = If::new(&pressed, vec![&notify]);
+    let (generation, clock) = (name("\\_SB_.VGEN"), name("\\_SB_.VCLK"));
+    let identity = AcpiEvents::IDENTITY;
+    let masked_identity = And::new(&Local(1), &Local(0), &identity);
+    let another = Equal::new(&Local(1), &identity);
+    let (tell_generation, tell_clock) = (
+        Notify::new(&generation, &0x80u8),
+        Notify::new(&clock, &0x80u8),
+    );
+    let on_identity = If::new(&another, vec![&tell_generation, &tell_clock]);
     in_system_bus(
         &Device::new(
             name("GED_"),
@@ -285,7 +335,12 @@ fn events(aml: &mut Vec<u8>) {
                 &Name::new(name("_CRS"), &ResourceTemplate::new(vec![&irq])),
                 &region,
                 &field,
-                &Method::new(name("_EVT"), 1, true, vec![&read, &masked, &on_press]),
+                &Method::new(
+                    name("_EVT"),
+                    1,
+                    true,
+                    vec![&read, &masked, &on_press, &masked_identity, &on_identity],
+                ),
             ],
         ),
         aml,

@@ -9,7 +9,7 @@ use linux_loader::loader::elf::start_info::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{ArchError, acpi, layout, registers};
+use super::{ArchError, acpi, identity, layout, registers};
 use crate::kernel::{Entry, Kernel};
 use crate::machine::MachineShape;
 
@@ -59,6 +59,7 @@ pub fn prepare_boot(
         .map(|file| load_initramfs(memory, file, kernel.end, shape.memory))
         .transpose()?;
     let rsdp = acpi::write_tables(memory, shape)?;
+    identity::write(memory)?;
     memory.write_slice(RESET_STUB, GuestAddress(layout::RESET_VECTOR))?;
     let map = memory_map(shape.memory);
     let boot = match kernel.entry {
@@ -143,7 +144,13 @@ fn memory_map(ram: u64) -> Vec<(u64, u64, u32)> {
             layout::ACPI - layout::LOW_MEMORY_END,
             E820_RESERVED,
         ),
-        (layout::ACPI, layout::ACPI_LEN, E820_ACPI),
+        (layout::ACPI, layout::IDENTITY - layout::ACPI, E820_ACPI),
+        (layout::IDENTITY, layout::IDENTITY_LEN, E820_RESERVED),
+        (
+            layout::IDENTITY + layout::IDENTITY_LEN,
+            layout::ACPI + layout::ACPI_LEN - layout::IDENTITY - layout::IDENTITY_LEN,
+            E820_ACPI,
+        ),
     ];
     for (start, len) in layout::ram(ram) {
         let first = start.max(layout::KERNEL);

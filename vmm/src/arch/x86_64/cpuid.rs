@@ -5,6 +5,8 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm};
 
+use skerry_snapshot::CpuidLeaf;
+
 use super::{ArchError, kvm};
 use crate::machine::MachineShape;
 
@@ -12,6 +14,7 @@ const EBX_APIC_ID_SHIFT: u32 = 24;
 const ECX_VMX: u32 = 1 << 5;
 const ECX_X2APIC: u32 = 1 << 21;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
+const ECX_XSAVE: u32 = 1 << 26;
 const ECX_HYPERVISOR: u32 = 1 << 31;
 const EDX_HTT: u32 = 1 << 28;
 const ECX_SVM: u32 = 1 << 2;
@@ -21,6 +24,7 @@ const ECX_SVM: u32 = 1 << 2;
 pub struct CpuFeatures {
     supported: CpuId,
     tsc_deadline: bool,
+    tsc_scaling: bool,
 }
 
 impl CpuFeatures {
@@ -32,7 +36,44 @@ impl CpuFeatures {
         Ok(CpuFeatures {
             supported,
             tsc_deadline: kvm_fd.check_extension(Cap::TscDeadlineTimer),
+            tsc_scaling: kvm_fd.check_extension(Cap::TscControl),
         })
+    }
+
+    /// All leaves that KVM can show, with what it supports and does not list.
+    pub fn feature_leaves(&self) -> Vec<CpuidLeaf> {
+        let leaf = |e: &kvm_cpuid_entry2| {
+            let mut ecx = e.ecx;
+            if e.function == 1 {
+                ecx |= ECX_X2APIC | ECX_HYPERVISOR;
+                if self.tsc_deadline {
+                    ecx |= ECX_TSC_DEADLINE;
+                }
+            }
+            let edx = if e.function == 1 {
+                e.edx | EDX_HTT
+            } else {
+                e.edx
+            };
+            CpuidLeaf(e.function, e.index, [e.eax, e.ebx, ecx, edx])
+        };
+        self.supported.as_slice().iter().map(leaf).collect()
+    }
+
+    /// Whether guests' counters can have another frequency than this host's.
+    pub fn scales_tsc(&self) -> bool {
+        self.tsc_scaling
+    }
+
+    /// The extended states that guests can have (the bits of XCR0); none if they have no XSAVE.
+    pub fn extended_states(&self) -> Option<u64> {
+        let leaf = |function| {
+            let mut all = self.supported.as_slice().iter();
+            all.find(|e| (e.function, e.index) == (function, 0))
+        };
+        let has = leaf(1).is_some_and(|e| e.ecx & ECX_XSAVE != 0);
+        let states = leaf(0xd).filter(|_| has)?;
+        Some(u64::from(states.edx) << 32 | u64::from(states.eax))
     }
 
     /// Physical address bits.

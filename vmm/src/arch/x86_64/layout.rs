@@ -40,6 +40,12 @@ pub const LOW_MEMORY_END: u64 = 0x9_fc00;
 pub const ACPI: u64 = 0xe_0000;
 /// Room for them.
 pub const ACPI_LEN: u64 = 0x2_0000;
+/// Who the machine is: its generation's number (VMGenID), then what its clock is (vmclock), a page each.
+pub const IDENTITY: u64 = 0xf_c000;
+/// The vmclock page.
+pub const VMCLOCK: u64 = IDENTITY + 0x1000;
+/// Room for both.
+pub const IDENTITY_LEN: u64 = 0x2000;
 /// Where a PC's CPU starts, and where Linux jumps in real mode to restart a machine whose ACPI is
 /// hardware-reduced and that has no EFI.
 pub const RESET_VECTOR: u64 = 0xf_fff0;

@@ -3,9 +3,11 @@
 mod acpi;
 mod boot;
 mod cpuid;
+mod identity;
 pub mod layout;
 mod probe;
 mod registers;
+mod state;
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -16,7 +18,12 @@ use crate::machine::MachineShape;
 
 pub use boot::{Boot, prepare_boot};
 pub use cpuid::CpuFeatures;
+pub use identity::renew as renew_identity;
 pub use probe::{PROBE_MEMORY, PROBE_PASSED, PROBE_PORT, probe_program};
+pub use state::{
+    ClockState, CpuState, CpuTold, MsrIndices, accommodate, facts, lacking, machine_tsc,
+    machine_tsc_read, restore_clock, restore_vcpu, save_clock, save_vcpu, tsc_khz, was_paused,
+};
 
 /// What can go wrong in setting an x86 machine up.
 #[derive(Debug, Error)]
@@ -29,6 +36,11 @@ pub enum ArchError {
         /// What KVM said.
         source: kvm_ioctls::Error,
     },
+    /// The guest runs guests of its own.
+    #[error(
+        "the guest uses virtualisation itself, whose state cannot be kept: stop its hypervisor, or give it nested=off"
+    )]
+    Nested,
     /// The kernel, its initramfs or its command line do not fit.
     #[error(
         "{what} does not fit: it needs {needed:#x} bytes and guest memory has {room:#x} for it. Give the guest more memory"
@@ -79,20 +91,21 @@ pub fn prepare_vm(vm: &VmFd) -> Result<(), ArchError> {
         .map_err(kvm("split its interrupt controllers"))
 }
 
-/// Sets up virtual CPU `index`. The first one starts at `boot`; the others wait.
+/// Sets up virtual CPU `index`. The first one starts at `boot`; the others wait. Returns what it was told
+/// of its features.
 pub fn setup_vcpu(
     features: &CpuFeatures,
     vcpu: &VcpuFd,
     index: u32,
     shape: &MachineShape,
     boot: Option<&Boot>,
-) -> Result<(), ArchError> {
+) -> Result<CpuTold, ArchError> {
     let cpuid = features.for_cpu(index, shape);
     vcpu.set_cpuid2(&cpuid)
         .map_err(kvm("set a CPU's features"))?;
     registers::set_msrs(vcpu)?;
-    match boot {
-        Some(boot) => registers::set_entry(vcpu, boot),
-        None => Ok(()),
+    if let Some(boot) = boot {
+        registers::set_entry(vcpu, boot)?;
     }
+    Ok(CpuTold(cpuid.as_slice().to_vec()))
 }

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use super::Failure;
+use super::failure::Failure;
 
 /// How to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -33,4 +33,17 @@ impl Output {
 pub fn print_json(answer: &impl Serialize) -> Result<(), Failure> {
     println!("{}", serde_json::to_string_pretty(answer)?);
     Ok(())
+}
+
+/// Text without control characters. It may come from an image or a snapshot: whatever is in it, it
+/// stays on its line.
+pub fn on_a_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => line.extend(character.escape_default()),
+            false => line.push(character),
+        }
+    }
+    line
 }

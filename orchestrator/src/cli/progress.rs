@@ -43,16 +43,28 @@ impl Bar {
     /// Does long work. Meanwhile SIGINT and SIGTERM cancel it, so that what is half made can be
     /// removed.
     pub fn watch<R>(&self, what: &'static str, work: impl FnOnce(&Progress) -> R) -> R {
+        self.watch_waiting(what, || (), work)
+    }
+
+    /// The same for work that waits where it does not look at its progress: `interrupt` ends such a wait.
+    pub fn watch_waiting<R>(
+        &self,
+        what: &'static str,
+        interrupt: impl Fn() + Sync,
+        work: impl FnOnce(&Progress) -> R,
+    ) -> R {
         let progress = Progress::default();
         let signals = Signals::block();
         let bar = self.shown().then(|| bar(what));
         let result = std::thread::scope(|scope| {
             let (end, ended) = mpsc::channel::<()>();
             let (progress, bar, signals) = (&progress, &bar, &signals);
+            let interrupt = &interrupt;
             scope.spawn(move || {
                 while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
                     if signals.came() {
                         progress.cancel();
+                        interrupt();
                     }
                     if let Some(bar) = bar {
                         bar.set_length(progress.total());
@@ -127,5 +139,38 @@ impl Drop for Signals {
     fn drop(&mut self) {
         // SAFETY: `before` is what pthread_sigmask gave.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+    }
+}
+
+/// What is waited for, on a terminal. It goes when it is dropped.
+pub struct Spinner(Option<ProgressBar>);
+
+/// Shows that `what` is waited for.
+pub fn spinner(what: &str) -> Spinner {
+    if !std::io::stderr().is_terminal() {
+        return Spinner(None);
+    }
+    let bar = ProgressBar::new_spinner().with_prefix(what.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix}: {msg} ({elapsed})") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(TICK);
+    Spinner(Some(bar))
+}
+
+impl Spinner {
+    /// How far it is.
+    pub fn set_message(&self, message: String) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(message);
+        }
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
     }
 }

@@ -1,0 +1,241 @@
+//! MicroVMs: a monitor each.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Column, Fields, Parts, Placement, Probe, Quantity, Resource, RestartPolicy, Tier,
+    WorkloadStatus, probe,
+};
+
+/// A microVM.
+pub type MicroVM = Parts<MicroVmSpec, WorkloadStatus>;
+
+/// What a microVM is to be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MicroVmSpec {
+    /// Whether it is to run.
+    #[serde(default = "super::workload::yes")]
+    pub running: bool,
+    /// Its CPUs.
+    #[serde(default = "one")]
+    pub cpus: u32,
+    /// Its memory, in bytes: `512Mi`.
+    #[serde(default = "memory")]
+    pub memory: Quantity,
+    /// Its memory is of 2 MiB pages.
+    #[serde(default)]
+    pub hugepages: bool,
+    /// How CPUs are shared.
+    #[serde(default)]
+    pub tier: Tier,
+    /// What it starts from.
+    pub boot: Boot,
+    /// Its disks, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<Disk>,
+    /// Its networks, in order: one for each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<Port>,
+    /// It has a vsock.
+    #[serde(default)]
+    pub vsock: bool,
+    /// What happens when it ends.
+    #[serde(default)]
+    pub restart_policy: RestartPolicy,
+    /// Whether it lives: it is ended if it does not, and started again as its policy says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness_probe: Option<Probe>,
+    /// Whether it is ready, which its condition `Ready` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness_probe: Option<Probe>,
+    /// Where it may run.
+    #[serde(default)]
+    pub placement: Placement,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn memory() -> Quantity {
+    Quantity::of(256 << 20)
+}
+
+/// What a VM starts from: a kernel, or a snapshot.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Boot {
+    /// The kernel: an ELF file or a bzImage of the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<PathBuf>,
+    /// Its initramfs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub initramfs: Option<PathBuf>,
+    /// Its command line.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cmdline: String,
+    /// The directory of a snapshot that it is a clone of, instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<PathBuf>,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Disk {
+    /// Its name, of which there is one a VM.
+    pub name: String,
+    /// The image that it begins as. It is only read: what the VM writes goes to a layer of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<PathBuf>,
+    /// The image's format.
+    #[serde(default)]
+    pub format: DiskFormat,
+    /// Its size, if it begins empty or is to be larger than its base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Quantity>,
+    /// The VM only reads it.
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+/// How an image is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// As it is.
+    Raw,
+    /// QEMU's.
+    #[default]
+    Qcow2,
+}
+
+/// A network and an address in it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Port {
+    /// The network: `default`.
+    pub network: String,
+    /// The address; chosen if empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub address: String,
+}
+
+impl Port {
+    /// Says what is wrong with a workload's networks.
+    pub(super) fn check_all(ports: &[Port], fields: &mut Fields) {
+        fields.must(
+            ports.len() <= 1,
+            "spec.networks",
+            "`default` is the only network there is, and it is given once",
+        );
+        for (n, port) in ports.iter().enumerate() {
+            fields.must(
+                matches!(port.network.as_str(), "" | "default"),
+                &format!("spec.networks[{n}].network"),
+                "`default` is the only network there is, and it is given once",
+            );
+            let good =
+                port.address.is_empty() || port.address.parse::<std::net::Ipv4Addr>().is_ok();
+            fields.must(
+                good,
+                &format!("spec.networks[{n}].address"),
+                "it must be an IPv4 address",
+            );
+        }
+    }
+}
+
+/// What the monitor takes.
+const MAX_CPUS: u32 = 254;
+const MIN_MEMORY: u64 = 16 << 20;
+
+impl Resource for MicroVM {
+    const KIND: &'static str = "MicroVM";
+    const PLURAL: &'static str = "microvms";
+    const SINGULAR: &'static str = "microvm";
+    const SHORT: &'static [&'static str] = &["vm", "vms"];
+    const FINALIZERS: &'static [&'static str] = &[super::AGENT];
+    const COLUMNS: &'static [Column] = &super::workload_columns!();
+
+    fn check(&self, fields: &mut Fields) {
+        let spec = &self.spec;
+        fields.must(
+            (1..=MAX_CPUS).contains(&spec.cpus),
+            "spec.cpus",
+            "it must be 1 to 254",
+        );
+        fields.must(
+            spec.memory.whole() >= MIN_MEMORY,
+            "spec.memory",
+            "it must be at least 16Mi",
+        );
+        match (&spec.boot.kernel, &spec.boot.snapshot) {
+            (None, None) => fields.wrong("spec.boot", "give a kernel or a snapshot"),
+            (Some(_), Some(_)) => fields.wrong(
+                "spec.boot.snapshot",
+                "a clone has the kernel of its snapshot: give one of both",
+            ),
+            _ => {}
+        }
+        if spec.boot.snapshot.is_some() {
+            let whole = "a clone has that of its snapshot: leave it out";
+            let boot = &spec.boot;
+            fields.must(boot.initramfs.is_none(), "spec.boot.initramfs", whole);
+            fields.must(boot.cmdline.is_empty(), "spec.boot.cmdline", whole);
+            let disks = "a clone has the disks of its snapshot: leave `disks` out";
+            fields.must(spec.disks.is_empty(), "spec.disks", disks);
+        }
+        for (at, path) in [
+            ("kernel", &spec.boot.kernel),
+            ("initramfs", &spec.boot.initramfs),
+            ("snapshot", &spec.boot.snapshot),
+        ] {
+            let absolute = path.as_ref().is_none_or(|path| path.is_absolute());
+            fields.must(
+                absolute,
+                &format!("spec.boot.{at}"),
+                "it must be an absolute path",
+            );
+        }
+        fields.must(
+            spec.disks.len() <= super::MOST,
+            "spec.disks",
+            "there may be 64",
+        );
+        for (n, disk) in spec.disks.iter().take(super::MOST).enumerate() {
+            let at = format!("spec.disks[{n}]");
+            fields.must(
+                super::is_name(&disk.name),
+                &format!("{at}.name"),
+                "it must be of a-z, 0-9 and -",
+            );
+            fields.must(
+                disk.base.is_some() || disk.size.is_some(),
+                &at,
+                "give a base image, or a size for an empty disk",
+            );
+            let absolute = disk.base.as_ref().is_none_or(|path| path.is_absolute());
+            fields.must(
+                absolute,
+                &format!("{at}.base"),
+                "it must be an absolute path",
+            );
+            let twice = spec.disks[..n].iter().any(|other| other.name == disk.name);
+            fields.must(!twice, &format!("{at}.name"), "another disk has this name");
+        }
+        Port::check_all(&spec.networks, fields);
+        let reach = probe::Reach {
+            commands: false,
+            // A clone has the vsock of its snapshot, wherever that is.
+            vsock: spec.vsock && spec.boot.snapshot.is_none(),
+            networks: &spec.networks,
+        };
+        let (liveness, readiness) = (&spec.liveness_probe, &spec.readiness_probe);
+        reach.check(liveness.as_ref(), readiness.as_ref(), fields);
+    }
+}

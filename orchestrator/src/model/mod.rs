@@ -1,0 +1,38 @@
+//! Resources: what users declare and what is found. Every kind is metadata, a spec and a status; what is the
+//! same for all of them is here, what is a kind's own is in its room.
+
+mod baremetal;
+mod container;
+mod event;
+mod fields;
+mod host;
+mod kind;
+mod meta;
+mod microvm;
+mod namespace;
+mod probe;
+mod quantity;
+mod time;
+mod token;
+mod workload;
+
+pub use baremetal::{BareMetal, BareMetalSpec};
+pub use container::{Container, ContainerSpec, Volume};
+pub use event::{Event, EventBody, ObjectReference};
+pub use fields::{FieldError, Fields};
+pub use host::{Host, HostSpec, HostStatus, Taint};
+pub use kind::{Cell, Column, GROUP, KINDS, Kind, Parts, Resource, VERSION, kind_of, named};
+pub use meta::{
+    Condition, FOREGROUND, ManagedFields, Meta, ORPHAN, Object, OwnerReference, is_label_value,
+    is_name, typed, untyped,
+};
+pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port};
+pub use namespace::Namespace;
+pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};
+pub use quantity::Quantity;
+pub use time::{Timestamp, age};
+pub use token::{Token, TokenSpec, TokenStatus, duration};
+pub(crate) use workload::workload_columns;
+pub use workload::{
+    AGENT, MOST, Phase, Placement, Priority, RestartPolicy, Tier, Toleration, WorkloadStatus,
+};

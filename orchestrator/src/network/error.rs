@@ -1,0 +1,121 @@
+//! What goes wrong with networks.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use super::Subnet;
+
+/// Why something could not be done with a network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// It is no subnet that a network can have.
+    #[error("`{text}` is no subnet for a network: {why}")]
+    Subnet {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// This host has an address in the subnet.
+    #[error(
+        "the network cannot have the subnet {subnet}: this host has the address {address} in it; give the network another subnet"
+    )]
+    InUse {
+        /// The network's.
+        subnet: Subnet,
+        /// The host's.
+        address: Ipv4Addr,
+    },
+    /// The address is none for a workload of this network.
+    #[error(
+        "address {address} is none for a workload in {subnet}: give one of {} to {}, or none",
+        subnet.first(),
+        subnet.last()
+    )]
+    Outside {
+        /// The address.
+        address: Ipv4Addr,
+        /// The network's.
+        subnet: Subnet,
+    },
+    /// Another workload has it.
+    #[error("address {address} is in use by the workload with uid {uid}: give another, or none")]
+    Taken {
+        /// The address.
+        address: Ipv4Addr,
+        /// Who has it.
+        uid: String,
+    },
+    /// There is no free address.
+    #[error(
+        "all {} addresses of {subnet} are in use: delete a workload, or give the network a larger subnet",
+        subnet.count()
+    )]
+    Full {
+        /// The network's.
+        subnet: Subnet,
+    },
+    /// Nothing can be named after it.
+    #[error("`{0}` is no uid: it must be 1 to 64 of a-z, A-Z, 0-9 and -")]
+    Uid(String),
+    /// An interface has our name and is something else.
+    #[error(
+        "network interface `{name}` is there and is {what}: remove it with `ip link delete {name}`"
+    )]
+    Foreign {
+        /// The interface.
+        name: String,
+        /// What it is.
+        what: String,
+    },
+    /// A bridge has as many ports as the kernel allows.
+    #[error("bridge `{0}` has no port left: the kernel allows 1023; run this workload elsewhere")]
+    Ports(String),
+    /// A part of the kernel is missing.
+    #[error("cannot {what}: the kernel lacks it; load the module `{module}`")]
+    Kernel {
+        /// What was tried, as a verb.
+        what: String,
+        /// What would do.
+        module: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The system refused.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried, as a verb.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A failure of the system.
+pub(super) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> NetworkError {
+    let what = what.into();
+    move |source| NetworkError::System { what, source }
+}
+
+/// A failure that may mean that a module is not there.
+pub(super) fn lacking(
+    what: impl Into<String>,
+    module: &'static str,
+) -> impl FnOnce(io::Error) -> NetworkError {
+    let what = what.into();
+    move |source| match source.raw_os_error() {
+        Some(
+            libc::EOPNOTSUPP
+            | libc::EAFNOSUPPORT
+            | libc::EPROTONOSUPPORT
+            | libc::ENODEV
+            | libc::ENXIO
+            | libc::ENOENT,
+        ) => NetworkError::Kernel {
+            what,
+            module,
+            source,
+        },
+        _ => NetworkError::System { what, source },
+    }
+}

@@ -1,0 +1,21 @@
+//! The agent: what is declared to run on this host runs, and nothing else does. It is driven by what is, not
+//! by what happened: whatever it missed, it sees when it looks again.
+
+mod agent;
+mod backoff;
+mod books;
+mod events;
+mod explain;
+mod health;
+mod inventory;
+mod owners;
+mod place;
+mod probe;
+mod request;
+mod space;
+mod wanted;
+mod workload;
+
+pub use agent::{Agent, AgentError, Runtimes};
+pub use owners::Owners;
+pub use place::Placer;

@@ -1,0 +1,180 @@
+//! `skerry up`: the store, the API and the agent of a host in one process.
+
+mod pki;
+mod state;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use pki::PkiError;
+pub use state::State;
+
+use crate::api::{ApiError, Listening, Objects, router, sweep};
+use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
+use crate::network::{NetworkError, Subnet};
+use crate::runtime::container::ContainerError;
+use crate::runtime::{Claims, Pool, Ports, Shims, Vmm, Vms};
+use crate::site::{Agent, AgentError, Owners, Placer, Runtimes};
+use crate::store::{Embedded, StoreError};
+
+/// How a host is run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where everything is kept.
+    pub state: PathBuf,
+    /// Where clients with certificates or tokens connect; nowhere if none.
+    pub listen: Option<String>,
+    /// This host's name.
+    pub host: String,
+    /// The monitor.
+    pub vmm: PathBuf,
+    /// What makes containers' namespaces, with runc's command line; the library that is built in if none.
+    pub oci_runtime: Option<PathBuf>,
+    /// Directories of the host's whose contents containers may mount.
+    pub share: Vec<PathBuf>,
+    /// The addresses of the network `default`.
+    pub subnet: Subnet,
+    /// Monitors find out whether this host's KVM can run Linux.
+    pub probe: bool,
+    /// Monitors that wait for clones.
+    pub warm: usize,
+}
+
+/// Why a host does not run, or not any more.
+#[derive(Debug, thiserror::Error)]
+pub enum UpError {
+    /// Something of the system.
+    #[error("cannot {what} {place}")]
+    System {
+        /// What was tried, as a verb.
+        what: &'static str,
+        /// With what.
+        place: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The store cannot be used.
+    #[error("the store cannot be used")]
+    Store(#[from] StoreError),
+    /// An object cannot be made.
+    #[error("the first objects cannot be made")]
+    Api(#[from] ApiError),
+    /// What there is of the network cannot be found.
+    #[error("the network cannot be looked at")]
+    Network(#[from] NetworkError),
+    /// Containers cannot be found.
+    #[error("containers cannot be run")]
+    Containers(#[from] ContainerError),
+    /// The agent cannot start.
+    #[error("the agent cannot start")]
+    Agent(#[from] AgentError),
+    /// The certificates cannot be made.
+    #[error("the certificates cannot be made")]
+    Pki(#[from] PkiError),
+}
+
+/// A failure of the system.
+fn system(what: &'static str, place: impl ToString) -> impl FnOnce(io::Error) -> UpError {
+    let place = place.to_string();
+    move |source| UpError::System {
+        what,
+        place,
+        source,
+    }
+}
+
+/// Threads for what blocks: each container that runs has one, which waits for its end.
+const BLOCKING: usize = 8192;
+
+/// Runs a host until it is asked to end. What runs on it goes on.
+///
+/// # Errors
+/// Why it cannot.
+pub fn run(options: Options) -> Result<(), UpError> {
+    // One thread serves the API and reconciles; what blocks has threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING)
+        .build()
+        .map_err(system("start", "the runtime"))?;
+    let served = runtime.block_on(serve(options));
+    // Threads that wait for containers' ends would keep us for as long.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(options: Options) -> Result<(), UpError> {
+    let state = State::open(&options.state)?;
+    let store = Arc::new(Embedded::open(&state.store())?);
+    let objects = Objects::new(store);
+    first_objects(&objects).await?;
+    // Monitors are started elsewhere.
+    let vmm = std::path::absolute(&options.vmm).map_err(system("find", options.vmm.display()))?;
+    let ports = Ports::new(options.subnet, &state.namespaces())?;
+    let shims = Shims::new(
+        &state.containers(),
+        options.oci_runtime.as_deref(),
+        ports.clone(),
+        &options.share,
+    )?;
+    let vmm = Arc::new(Vmm::new(&vmm, options.probe));
+    let pool = Arc::new(Pool::new(&state.warm(), vmm.clone(), options.warm));
+    let vms = Arc::new(Vms::new(&state.vms(), vmm, pool.clone(), ports));
+    let runtimes = Runtimes::default()
+        .with::<MicroVM>(vms)
+        .with::<Container>(Arc::new(shims))
+        .with::<BareMetal>(Arc::new(Claims::new(objects.clone(), &options.host)));
+    let placer = Arc::new(Placer::new(objects.clone()));
+    let app = router(objects.clone(), Arc::new(runtimes.clone()), placer.clone());
+    let socket = state.socket();
+    let local = Listening::unix(&socket).map_err(system("listen on", socket.display()))?;
+    let mut servers = tokio::task::JoinSet::new();
+    servers.spawn(local.serve(app.clone()));
+    if let Some(address) = &options.listen {
+        let tls = pki::prepare(&state, address)?;
+        let remote = Listening::tls(address, &tls).await;
+        servers.spawn(remote.map_err(system("listen on", address))?.serve(app));
+        log::info!("kubectl --kubeconfig {}", state.kubeconfig().display());
+    }
+    let mut term = signal(SignalKind::terminate()).map_err(system("catch", "SIGTERM"))?;
+    let mut int = signal(SignalKind::interrupt()).map_err(system("catch", "SIGINT"))?;
+    let swept = objects.clone();
+    let owners = Owners::new(objects.clone());
+    let agent = Agent::new(objects, &options.host, &options.state, runtimes, placer);
+    agent.register().await?;
+    tokio::spawn(agent.run());
+    tokio::spawn(owners.run());
+    let keeping = pool.clone();
+    let keeping = tokio::spawn(async move { keeping.keep().await });
+    tokio::spawn(sweep(swept));
+    log::info!("this is {}, on {}", options.host, socket.display());
+    let ended = tokio::select! {
+        _ = term.recv() => Ok(()),
+        _ = int.recv() => Ok(()),
+        Some(ended) = servers.join_next() => {
+            let ended = ended.unwrap_or_else(|e| Err(io::Error::other(e)));
+            ended.map_err(system("serve", "the API"))
+        }
+    };
+    let _ = std::fs::remove_file(&socket);
+    // Who waits for a clone would wait for ever.
+    keeping.abort();
+    pool.clear().await;
+    ended
+}
+
+/// What every host has from the beginning.
+async fn first_objects(objects: &Objects) -> Result<(), ApiError> {
+    let meta = Meta {
+        name: "default".to_owned(),
+        ..Meta::default()
+    };
+    let object = untyped(meta, &Namespace::default());
+    match objects.create(object, false).await {
+        Ok(_) | Err(ApiError::Exists { .. }) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
