@@ -6,8 +6,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Result, bail};
 
 use crate::progress::Step;
-use crate::test::count::Count;
-use crate::test::tiers;
+use crate::test::count::Report;
+use crate::test::tiers::{self, Which};
 use crate::{command, workspace};
 
 /// What there is of each.
@@ -80,7 +80,11 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
             ("SKERRY_HISTORIES", arguments.histories),
             ("SKERRY_SEED", arguments.seed),
         ];
-        let done = tiers::kvm_with(Some("histories"), &many, &mut Count::default());
+        let done = tiers::kvm_with(
+            Which::Like(Some("histories")),
+            &many,
+            &mut Report::default(),
+        );
         if let Err(error) = done {
             println!("histories FAILED: {error:#}");
             failed.push("histories");

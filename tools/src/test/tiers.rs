@@ -6,7 +6,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::count::{self, Count};
+use super::count::{self, Report};
 use crate::lab::STOOD_STILL;
 use crate::packages::Need;
 use crate::probe::{Probe, probe};
@@ -31,6 +31,29 @@ const END_TO_END: [Need; 5] = [
 /// older one, so it is not installed from there.
 const KUBECTL: u64 = 27;
 
+/// Which of a tier's cases.
+#[derive(Clone, Copy, Debug)]
+pub enum Which<'a> {
+    /// Those with this in their names, or all of them.
+    Like(Option<&'a str>),
+    /// Those with these names, one after the other.
+    Exactly(&'a [String]),
+}
+
+impl Which<'_> {
+    /// How libtest is told.
+    fn arguments(self) -> Vec<String> {
+        match self {
+            Which::Like(filter) => filter.map(str::to_owned).into_iter().collect(),
+            Which::Exactly(names) => {
+                let mut all = vec!["--exact".to_owned(), "--test-threads=1".to_owned()];
+                all.extend_from_slice(names);
+                all
+            }
+        }
+    }
+}
+
 /// Refuses a host without a client that the API is tested with.
 fn ensure_kubectl() -> Result<()> {
     let remedy = format!(
@@ -49,7 +72,7 @@ fn ensure_kubectl() -> Result<()> {
 }
 
 /// Unit, property and documentation tests of all crates but the end-to-end one.
-pub fn unit(filter: Option<&str>, count: &mut Count) -> Result<()> {
+pub fn unit(which: Which<'_>, report: &mut Report) -> Result<()> {
     packages::ensure(&[packages::IMAGES])?;
     let mut test = Command::new(workspace::cargo());
     test.args([
@@ -60,17 +83,17 @@ pub fn unit(filter: Option<&str>, count: &mut Count) -> Result<()> {
         "--no-fail-fast",
         "--",
     ])
-    .args(filter);
-    counted(test.current_dir(workspace::root()), count)
+    .args(which.arguments());
+    counted(test.current_dir(workspace::root()), report)
 }
 
 /// The native payload on this host's KVM.
-pub fn kvm(filter: Option<&str>, count: &mut Count) -> Result<()> {
-    kvm_with(filter, &[], count)
+pub fn kvm(which: Which<'_>, report: &mut Report) -> Result<()> {
+    kvm_with(which, &[], report)
 }
 
 /// The same, with variables that say how much.
-pub fn kvm_with(filter: Option<&str>, how_much: &[(&str, u64)], count: &mut Count) -> Result<()> {
+pub fn kvm_with(which: Which<'_>, how_much: &[(&str, u64)], report: &mut Report) -> Result<()> {
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     kvm.context("this tier needs /dev/kvm: load the module kvm_intel or kvm_amd, and be root or in the group kvm")?;
     packages::ensure(&END_TO_END)?;
@@ -79,16 +102,16 @@ pub fn kvm_with(filter: Option<&str>, how_much: &[(&str, u64)], count: &mut Coun
     let tests = build_tests("kvm")?;
     counted(
         Command::new(tests)
-            .args(filter)
+            .args(which.arguments())
             .envs(environment)
             .envs(how_much.iter().map(|(name, n)| (name, n.to_string())))
             .current_dir(workspace::root()),
-        count,
+        report,
     )
 }
 
 /// Linux guests: on this host's KVM when it can run them, in the lab when not or when told to.
-pub fn lab(filter: Option<&str>, in_lab: bool, count: &mut Count) -> Result<()> {
+pub fn lab(which: Which<'_>, in_lab: bool, report: &mut Report) -> Result<()> {
     packages::ensure(&END_TO_END)?;
     let programs = build_programs()?;
     let tests = build_tests("lab")?;
@@ -96,7 +119,10 @@ pub fn lab(filter: Option<&str>, in_lab: bool, count: &mut Count) -> Result<()> 
     let mut environment = environment(&programs, Some(&guest.folder));
     environment.push(("SKERRY_VIRTIOFSD", virtiofsd::ensure()?));
     let in_lab = in_lab || must_be_in_lab(&programs.vmm)?;
-    let mut left = names(&tests, filter)?;
+    let mut left = match which {
+        Which::Like(filter) => names(&tests, filter)?,
+        Which::Exactly(names) => names.to_vec(),
+    };
     for attempt in 0.. {
         if left.is_empty() {
             break;
@@ -120,17 +146,20 @@ pub fn lab(filter: Option<&str>, in_lab: bool, count: &mut Count) -> Result<()> 
                 .envs(environment.iter().cloned());
             native
         };
-        let mut done = Count::default();
+        let mut done = Report::default();
         let status = run_counted(command.current_dir(workspace::root()), &mut done)?;
-        *count += done;
-        left.drain(..left.len().min(done.all()));
+        left.drain(..left.len().min(done.count.all()));
+        report.add(done);
         if status.code() == Some(STOOD_STILL.into()) && attempt < MORE_LABS {
             eprintln!(
                 "    Another lab for the {} tests that were not finished.",
                 left.len()
             );
         } else if !status.success() {
-            bail!("{} of the lab's tests failed: {status}", count.failed);
+            bail!(
+                "{} of the lab's tests failed: {status}",
+                report.count.failed
+            );
         } else if !left.is_empty() {
             bail!("{} tests of the lab did not run", left.len());
         }
@@ -189,10 +218,10 @@ fn environment(programs: &cargo::Programs, guest: Option<&Path>) -> Vec<(&'stati
     pairs
 }
 
-/// Runs a test program, shows its output as it comes, and adds its cases to the count, also when it fails.
-fn counted(command: &mut Command, count: &mut Count) -> Result<()> {
+/// Runs a test program, shows its output as it comes, and adds its cases to the report, also when it fails.
+fn counted(command: &mut Command, report: &mut Report) -> Result<()> {
     let shown = command::shown(command);
-    let status = run_counted(command, count)?;
+    let status = run_counted(command, report)?;
     if !status.success() {
         bail!("`{shown}` failed: {status}");
     }
@@ -200,7 +229,7 @@ fn counted(command: &mut Command, count: &mut Count) -> Result<()> {
 }
 
 /// The same, whatever comes of it.
-fn run_counted(command: &mut Command, count: &mut Count) -> Result<ExitStatus> {
+fn run_counted(command: &mut Command, report: &mut Report) -> Result<ExitStatus> {
     let shown = command::shown(command);
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut child = child.with_context(|| format!("cannot start `{shown}`"))?;
@@ -212,6 +241,6 @@ fn run_counted(command: &mut Command, count: &mut Count) -> Result<ExitStatus> {
     let status = child
         .wait()
         .with_context(|| format!("cannot wait for `{shown}`"))?;
-    *count += counted.context("cannot pass on the tests' output")?;
+    report.add(counted.context("cannot pass on the tests' output")?);
     Ok(status)
 }
