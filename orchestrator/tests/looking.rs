@@ -133,3 +133,16 @@ fn check_finds_and_mends_leaks() {
     assert_eq!(mended.json()["leaks-fixed"], 17);
     desk.qemu("check a");
 }
+
+#[test]
+fn a_reader_that_leaves_ends_a_command_without_a_word() {
+    use std::process::{Command, Stdio};
+    let mut command = Command::new(env!("CARGO_BIN_EXE_skerry"));
+    // More than a pipe holds.
+    command.args(["completion", "zsh"]);
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().expect("skerry starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("skerry ends");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}

@@ -276,15 +276,46 @@ fn what_ends_is_started_again_as_its_policy_says() {
             &format!("  restartPolicy: {policy}\n"),
         )
     };
-    let all = once("never", "Never") + &once("failing", "OnFailure") + &once("always", "Always");
+    // Several, as a guest may be quicker than the first question that its monitor is asked.
+    let quick: Vec<String> = (0..6).map(|n| format!("never{n}")).collect();
+    let mut all = once("failing", "OnFailure") + &once("always", "Always");
+    all.extend(quick.iter().map(|name| once(name, "Never")));
     let manifest = host.manifest(&all);
     host.must(&["apply", "-f", &manifest]);
-    for name in ["never", "failing"] {
+    for name in quick.iter().map(String::as_str).chain(["failing"]) {
         let ended = host.until_phase("vm", name, "Succeeded");
         assert_eq!(ended["status"]["restarts"], 0);
+        let how = &ended["status"]["lastEnd"];
+        assert_eq!(how, "the guest shut down", "{name}");
     }
     host.until("vm", "always", SHORT, |s| s["restarts"].as_u64() >= Some(2));
     host.must(&["delete", "-f", &manifest]);
+}
+
+#[test]
+fn what_has_ended_for_good_keeps_nobody_out_and_needs_room_to_begin_again() {
+    let host = Host::start();
+    // As large as it may be beside nothing of its size.
+    let memory = host.object("host", "here")["status"]["memory"].clone();
+    let memory = memory.as_str().expect("an amount").to_owned();
+    let large = |name: &str, tasks: &str| {
+        let more = format!("  restartPolicy: Never\n  placement: {{host: here}}\n  tier: burst\n");
+        vm(name, &payload(), tasks, &more).replace("memory: 64Mi", &format!("memory: {memory}"))
+    };
+    let manifest = host.manifest(&large("first", "run=spin:1"));
+    host.must(&["apply", "-f", &manifest]);
+    host.until_phase("vm", "first", "Succeeded");
+    let next = host.manifest(&large("second", STAYS));
+    host.must(&["apply", "-f", &next]);
+    host.until_phase("vm", "second", "Running");
+    // The first one is wanted again, and there is no room.
+    let again = host.manifest(&large("first", STAYS));
+    host.must(&["apply", "-f", &again]);
+    let waits = |s: &serde_json::Value| s["conditions"].to_string().contains("NotScheduled");
+    host.until("vm", "first", SHORT, waits);
+    host.must(&["delete", "vm/second"]);
+    host.until_phase("vm", "first", "Running");
+    host.must(&["delete", "vm/first"]);
 }
 
 #[test]

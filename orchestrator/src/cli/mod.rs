@@ -56,6 +56,29 @@ enum Command {
     Simulate(simulate::Simulate),
 }
 
+impl Command {
+    /// Whether it is of no use any more once nobody reads what it prints.
+    fn only_prints(&self) -> bool {
+        matches!(
+            self,
+            Command::Image(_)
+                | Command::Get(_)
+                | Command::Describe(_)
+                | Command::Explain(_)
+                | Command::Logs(_)
+                | Command::Events(_)
+                | Command::Completion { .. }
+                | Command::Simulate(_)
+        )
+    }
+}
+
+/// Ends this process without a word when nobody reads what it prints any more, as other commands do: `skerry get vms | head`.
+fn end_with_reader() {
+    // SAFETY: the default action of a signal is set, which no handler of ours depends on; no other thread runs yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -67,6 +90,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if wrong { image::usage_code() } else { 0 });
         }
     };
+    if cli.command.only_prints() {
+        end_with_reader();
+    }
     match cli.command {
         Command::Image(image) => image.run(),
         Command::Snapshot(snapshot) => snapshot.run(),

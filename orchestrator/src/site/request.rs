@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::wanted::is_over;
 use crate::api::{ApiError, rest};
 use crate::model::{
     BareMetal, Container, Host, MicroVM, Object, Placement, Tier, WorkloadStatus, kind_of,
@@ -109,9 +110,15 @@ pub fn request(object: &Object) -> Result<(Request, WorkloadStatus), ApiError> {
             vm.status
         }
     };
+    let status = status.unwrap_or_default();
+    if is_over(&status, object.meta.generation) {
+        // Only its disks are still there.
+        (request.milli_cpus, request.memory, request.huge_2m) = (0, 0, 0);
+        running = false;
+    }
     if !running {
         // Nobody has to go for what does not run.
         request.preemption = schedule::Preemption::Never;
     }
-    Ok((request, status.unwrap_or_default()))
+    Ok((request, status))
 }

@@ -58,9 +58,19 @@ impl Wanted {
 
     /// Whether it has ended for good.
     pub fn is_over(&self, generation: u64) -> bool {
-        matches!(self.status.phase, Phase::Succeeded | Phase::Failed)
-            && self.status.observed_generation == generation
+        is_over(&self.status, generation)
     }
+
+    /// Whether what it was before had ended for good: only its disks have a place.
+    pub fn begins_again(&self, generation: u64) -> bool {
+        !self.is_over(generation) && self.is_over(self.status.observed_generation)
+    }
+}
+
+/// Whether something with this status has ended for good, if this is still its generation.
+pub fn is_over(status: &WorkloadStatus, generation: u64) -> bool {
+    matches!(status.phase, Phase::Succeeded | Phase::Failed)
+        && status.observed_generation == generation
 }
 
 /// How a workload is doing, as far as it is said.

@@ -138,6 +138,10 @@ impl Task {
         if !wanted.status.leaving_host.is_empty() {
             return self.leave(wanted).await;
         }
+        if wanted.begins_again(self.tried) && wanted.status.host == self.desk.host {
+            self.give_up_place().await?;
+            wanted = Wanted::of(&self.object)?;
+        }
         if !self.is_here(&mut wanted).await? {
             return Ok(match wanted.status.host.is_empty() {
                 // Others may make room.

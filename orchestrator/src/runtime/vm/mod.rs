@@ -255,9 +255,15 @@ impl Vms {
     }
 }
 
-/// Who does not finish an answer is ending: waits until it has, so that it is known how.
+/// Who does not finish an answer, or says so, is ending: waits until it has, so that it is known how.
 async fn settle<T>(monitor: &Monitor, asked: &Result<Result<T, ClientError>, Elapsed>) {
-    if let Ok(Err(ClientError::Connect { .. } | ClientError::Http { .. })) = asked {
+    let is_ending = |e: &ClientError| {
+        let cut = matches!(e, ClientError::Connect { .. } | ClientError::Http { .. });
+        cut || matches!(e, ClientError::Refused { status: 503, .. })
+    };
+    if let Ok(Err(e)) = asked
+        && is_ending(e)
+    {
         let _ = timeout(ENDING, monitor.ended()).await;
     }
 }

@@ -46,10 +46,14 @@ impl Task {
         Ok(!others.is_empty())
     }
 
-    /// It is gone for good, though its object is not: it has no place any more.
+    /// It is gone, though its object is not: it has no place any more.
     pub(super) async fn give_up_place(&mut self) -> Result<(), ApiError> {
+        let begins_again = self.object.meta.deletion_timestamp.is_none();
         let change = |old: &Object| {
             let mut status = status_of(old);
+            if begins_again {
+                status.phase = Phase::Pending;
+            }
             status.host.clear();
             status.leaving_host.clear();
             let mut new = with_status(old, &status);
