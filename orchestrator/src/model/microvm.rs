@@ -92,7 +92,11 @@ pub struct Disk {
     /// The image that it begins as. It is only read: what the VM writes goes to a layer of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
-    /// The image's format.
+    /// The disk image of the host's image store that it begins as, instead of a file: `debian:12`. The VM stays on what
+    /// the name meant at its first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The format of the file `base`.
     #[serde(default)]
     pub format: DiskFormat,
     /// Its size, if it begins empty or is to be larger than its base.
@@ -112,6 +116,11 @@ pub enum DiskFormat {
     /// QEMU's.
     #[default]
     Qcow2,
+}
+
+/// Whether it can be the name of an image of the store.
+pub(super) fn is_image(text: &str) -> bool {
+    text.parse::<skerry_images::store::Name>().is_ok()
 }
 
 /// A network and an address in it.
@@ -215,9 +224,19 @@ impl Resource for MicroVM {
                 "it must be of a-z, 0-9 and -",
             );
             fields.must(
-                disk.base.is_some() || disk.size.is_some(),
+                disk.base.is_some() || disk.image.is_some() || disk.size.is_some(),
                 &at,
                 "give a base image, or a size for an empty disk",
+            );
+            fields.must(
+                disk.base.is_none() || disk.image.is_none(),
+                &format!("{at}.image"),
+                "give a file or an image of the store, not both",
+            );
+            fields.must(
+                disk.image.as_deref().is_none_or(super::is_image),
+                &format!("{at}.image"),
+                "it must be the name of an image, NAME[:TAG]",
             );
             let absolute = disk.base.as_ref().is_none_or(|path| path.is_absolute());
             fields.must(

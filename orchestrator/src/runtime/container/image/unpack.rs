@@ -5,7 +5,6 @@
 
 use std::cell::Cell;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -53,7 +52,7 @@ impl Default for Limits {
 /// directory that the archive only implies gets its attributes from there.
 pub fn unpack(
     layer: &Layer,
-    blob: File,
+    blob: impl Read,
     into: &Path,
     below: &[PathBuf],
     limits: Limits,
