@@ -8,6 +8,7 @@
 //!       names/NAME.json     a name: which image, where it came from
 //!       leases/HOLDER.json  somebody uses images, whatever becomes of their names
 //!       bases/HASH.raw      a disk image in one piece, for VMs' layers to lie on
+//!       prepared/NAME/      an image that was booted: a snapshot, and the layer of its disk
 //!       tmp/, fetched/      what is not whole yet
 //! ```
 //!
@@ -53,6 +54,9 @@ use self::error::system;
 use self::manifest::VERSION;
 use self::medium::{Disk, Held, Medium};
 
+/// Where snapshots of images that were booted are, below the store's directory: NAME/snapshot, whole if NAME/ready is
+/// there.
+pub const PREPARED: &str = "prepared";
 /// How long is waited for others who have the store alone.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Bytes of the longest name's or lease's file.

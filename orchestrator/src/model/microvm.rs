@@ -78,7 +78,7 @@ pub struct Boot {
     /// Its command line.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cmdline: String,
-    /// The directory of a snapshot that it is a clone of, instead.
+    /// The snapshot that it is a clone of, instead: its directory, or the name of one that `skerry image prepare` made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<PathBuf>,
 }
@@ -199,10 +199,16 @@ impl Resource for MicroVM {
             let disks = "a clone has the disks of its snapshot: leave `disks` out";
             fields.must(spec.disks.is_empty(), "spec.disks", disks);
         }
+        let named =
+            |path: &PathBuf| path.is_absolute() || path.to_str().is_some_and(super::is_name);
+        fields.must(
+            spec.boot.snapshot.as_ref().is_none_or(named),
+            "spec.boot.snapshot",
+            "it must be an absolute path, or the name of what was prepared",
+        );
         for (at, path) in [
             ("kernel", &spec.boot.kernel),
             ("initramfs", &spec.boot.initramfs),
-            ("snapshot", &spec.boot.snapshot),
         ] {
             let absolute = path.as_ref().is_none_or(|path| path.is_absolute());
             fields.must(

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use skerry_images::chain::live::Progress;
-use skerry_images::store::{Kind, Manifest, Name, Store, StoreError};
+use skerry_images::store::{Kind, Manifest, Name, PREPARED, Store, StoreError};
 
 use super::RuntimeError;
 use crate::model::{DiskFormat, MicroVmSpec};
@@ -39,6 +39,30 @@ impl Images {
             disk.base = Some(self.disk(uid, &disk.name, &image)?);
             disk.format = DiskFormat::Raw;
         }
+        Ok(())
+    }
+
+    /// Puts in the place of the name of what was prepared its snapshot's directory.
+    ///
+    /// # Errors
+    /// If nothing of that name was prepared.
+    pub fn find_snapshot(&self, spec: &mut MicroVmSpec) -> Result<(), RuntimeError> {
+        let Some(name) = spec
+            .boot
+            .snapshot
+            .as_ref()
+            .filter(|path| !path.is_absolute())
+        else {
+            return Ok(());
+        };
+        let place = self.root.join(PREPARED).join(name);
+        if !place.join("ready").exists() {
+            return Err(RuntimeError::Unfit(format!(
+                "nothing is prepared as `{}` on this host: make it with `skerry image prepare`",
+                name.display()
+            )));
+        }
+        spec.boot.snapshot = Some(place.join("snapshot"));
         Ok(())
     }
 

@@ -8,6 +8,7 @@ mod checksum;
 mod commit;
 mod compare;
 mod convert;
+mod convert_oci;
 mod create;
 mod export;
 mod fetch;
@@ -20,6 +21,7 @@ mod list;
 mod map;
 mod measure;
 mod options;
+mod prepare;
 mod pull;
 mod rebase;
 mod registry;
@@ -87,6 +89,10 @@ enum Command {
     Gc(gc::Gc),
     /// Read the whole store, and say what is damaged
     Verify(verify::Verify),
+    /// Make a disk image of an OCI image of the store
+    ConvertOci(convert_oci::ConvertOci),
+    /// Boot a disk image of the store once, and keep what VMs are cloned from
+    Prepare(prepare::Prepare),
     /// Write a disk image of the store to a file
     Export(export::Export),
     /// Measure how fast an image is read or written
@@ -117,6 +123,8 @@ impl Image {
             Command::Rm(c) => (c.run(), 1),
             Command::Gc(c) => (c.run(), 1),
             Command::Verify(c) => (c.run(), 1),
+            Command::ConvertOci(c) => (c.run(), 1),
+            Command::Prepare(c) => (c.run(), 1),
             Command::Export(c) => (c.run(), 1),
         };
         exit_code(outcome, failed)

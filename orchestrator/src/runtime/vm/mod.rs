@@ -117,8 +117,10 @@ impl Vms {
         let vm: MicroVM = typed(object).map_err(RuntimeError::Field)?;
         let (uid, spec) = (&object.meta.uid, vm.spec);
         let home = self.home(uid);
-        let (ports, declared, wanted) = (self.ports.clone(), object.clone(), spec.clone());
+        let (ports, declared, mut wanted) = (self.ports.clone(), object.clone(), spec.clone());
+        let images = self.images.clone();
         let made = tokio::task::spawn_blocking(move || {
+            images.find_snapshot(&mut wanted)?;
             let clone = CloneOf::of(&wanted)?;
             Ok::<_, RuntimeError>((clone, ports.tap(&declared, &wanted.networks)?))
         });

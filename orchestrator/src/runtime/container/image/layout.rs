@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 use skerry_images::store::{Kind, Manifest, Store};
 
 use super::error::ImageError;
+use super::unpack::{Limits, archive};
 
 /// How long a document may be, in bytes.
 const DOCUMENT: u64 = 4 << 20;
@@ -298,6 +299,16 @@ impl Layout {
             sum: Some(Sha256::new()),
             digest: digest.to_owned(),
         }))
+    }
+
+    /// A layer's archive, unpacked: no more of it than a layer may have.
+    pub fn archive(&self, layer: &Layer) -> Result<Box<dyn Read + '_>, ImageError> {
+        let blob = self.blob(&layer.blob, layer.size)?;
+        let archive = archive(layer.packing, blob, Limits::default());
+        archive.map_err(|source| ImageError::Archive {
+            layer: layer.blob.clone(),
+            source,
+        })
     }
 
     /// Unpacks a layout from its archive into a folder: the two documents and the blobs, and nothing else.

@@ -123,6 +123,17 @@ pub fn unpack(
     Ok(())
 }
 
+/// A blob's archive, as far as the limits go.
+pub fn archive<'a>(
+    packing: Packing,
+    blob: impl Read + 'a,
+    limits: Limits,
+) -> io::Result<Box<dyn Read + 'a>> {
+    let unpacked = Unpacked::new(packing, blob)?;
+    let over = Rc::new(Cell::new(false));
+    Ok(Box::new(Summed::new(unpacked, limits.bytes, over)))
+}
+
 /// A stream of bytes that are counted and summed.
 struct Summed<R> {
     inner: R,
