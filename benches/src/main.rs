@@ -12,6 +12,7 @@ mod crowd;
 mod disk;
 mod engine;
 mod exits;
+mod images;
 mod kept;
 mod machine;
 mod memory;
@@ -54,6 +55,8 @@ enum Command {
     Net(net::NetArguments),
     /// Measure small requests on disk images without a guest, beside `qemu-img bench`
     Engine(engine::EngineArguments),
+    /// Measure how soon an image file is a disk that VMs can lie on, beside `qemu-img convert`
+    Images(images::ImageArguments),
     /// Measure the monitor's memory beyond the guest's, with a disk and a network device
     Memory(memory::MemoryArguments),
     /// Measure a host under `skerry up`: how soon what is declared is there, and what the host's own process takes
@@ -73,6 +76,7 @@ fn main() -> Result<()> {
         Command::Exits(arguments) => exits::run(&arguments),
         Command::Net(arguments) => net::run(&arguments),
         Command::Engine(arguments) => engine::run(&arguments),
+        Command::Images(arguments) => images::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),
         Command::Node(arguments) => node::run(&arguments),
         Command::Schedule(arguments) => schedule::run(&arguments),

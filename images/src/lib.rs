@@ -8,6 +8,7 @@ pub mod chain;
 pub mod io;
 pub mod ops;
 pub mod qcow2;
+pub mod store;
 
 mod dirty;
 mod error;

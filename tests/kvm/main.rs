@@ -19,6 +19,7 @@ mod health;
 mod histories;
 mod hostile;
 mod hosts;
+mod images;
 mod importance;
 mod leftovers;
 mod live;

@@ -13,6 +13,7 @@ pub mod inject;
 pub mod linux;
 pub mod random;
 pub mod receiver;
+pub mod registry;
 pub mod scripted;
 pub mod slow;
 pub mod steady;

@@ -62,6 +62,22 @@ pub const CONTAINERS: [Need; 2] = [
     },
 ];
 
+/// What images come from in tests, and what judges the file systems that are made of them.
+pub const REGISTRY: [Need; 2] = [
+    Need {
+        program: "docker-registry",
+        package: "docker-registry",
+        major: None,
+        why: "a registry that images are pulled from in tests",
+    },
+    Need {
+        program: "e2fsck",
+        package: "e2fsprogs",
+        major: None,
+        why: "checking file systems that are made of images",
+    },
+];
+
 impl Need {
     fn is_met(&self) -> bool {
         in_path(self.program)

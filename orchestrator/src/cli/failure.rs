@@ -23,6 +23,15 @@ pub enum Failure {
     /// An image cannot be used so.
     #[error(transparent)]
     Image(#[from] skerry_images::Error),
+    /// The image store does not do it.
+    #[error(transparent)]
+    Images(#[from] skerry_images::store::StoreError),
+    /// An OCI image cannot be used.
+    #[error(transparent)]
+    Oci(#[from] crate::runtime::container::ImageError),
+    /// Something cannot be had from the network.
+    #[error(transparent)]
+    Fetch(#[from] super::image::FetchError),
     /// A snapshot cannot be used so.
     #[error(transparent)]
     Snapshot(#[from] skerry_snapshot::SnapshotError),

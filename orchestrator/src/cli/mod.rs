@@ -26,7 +26,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make, look at, check, copy and change disk images
+    /// Make, look at, check, copy and change disk images; bring images into the store
     Image(image::Image),
     /// Look at, check, merge, send and receive snapshots of VMs
     Snapshot(snapshot::Snapshot),

@@ -21,7 +21,7 @@ pub struct ContainerSpec {
     /// Whether it is to run.
     #[serde(default = "super::workload::yes")]
     pub running: bool,
-    /// Its image: the directory of an OCI layout.
+    /// Its image: one of the host's image store by its name, `debian:12`; or the directory of an OCI layout.
     pub image: PathBuf,
     /// What runs in it, instead of the image's own command.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -133,9 +133,9 @@ impl Resource for Container {
     fn check(&self, fields: &mut Fields) {
         let spec = &self.spec;
         fields.must(
-            spec.image.is_absolute(),
+            spec.image.is_absolute() || super::is_image(spec.image.to_str().unwrap_or_default()),
             "spec.image",
-            "it must be an absolute path",
+            "it must be the name of an image, NAME[:TAG], or an absolute path",
         );
         fields.must(spec.cpu.milli() > 0, "spec.cpu", "it must be more than 0");
         fields.must(

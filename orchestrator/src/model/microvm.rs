@@ -78,7 +78,7 @@ pub struct Boot {
     /// Its command line.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cmdline: String,
-    /// The directory of a snapshot that it is a clone of, instead.
+    /// The snapshot that it is a clone of, instead: its directory, or the name of one that `skerry image prepare` made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<PathBuf>,
 }
@@ -92,7 +92,11 @@ pub struct Disk {
     /// The image that it begins as. It is only read: what the VM writes goes to a layer of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<PathBuf>,
-    /// The image's format.
+    /// The disk image of the host's image store that it begins as, instead of a file: `debian:12`. The VM stays on what
+    /// the name meant at its first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The format of the file `base`.
     #[serde(default)]
     pub format: DiskFormat,
     /// Its size, if it begins empty or is to be larger than its base.
@@ -112,6 +116,11 @@ pub enum DiskFormat {
     /// QEMU's.
     #[default]
     Qcow2,
+}
+
+/// Whether it can be the name of an image of the store.
+pub(super) fn is_image(text: &str) -> bool {
+    text.parse::<skerry_images::store::Name>().is_ok()
 }
 
 /// A network and an address in it.
@@ -190,10 +199,16 @@ impl Resource for MicroVM {
             let disks = "a clone has the disks of its snapshot: leave `disks` out";
             fields.must(spec.disks.is_empty(), "spec.disks", disks);
         }
+        let named =
+            |path: &PathBuf| path.is_absolute() || path.to_str().is_some_and(super::is_name);
+        fields.must(
+            spec.boot.snapshot.as_ref().is_none_or(named),
+            "spec.boot.snapshot",
+            "it must be an absolute path, or the name of what was prepared",
+        );
         for (at, path) in [
             ("kernel", &spec.boot.kernel),
             ("initramfs", &spec.boot.initramfs),
-            ("snapshot", &spec.boot.snapshot),
         ] {
             let absolute = path.as_ref().is_none_or(|path| path.is_absolute());
             fields.must(
@@ -215,9 +230,19 @@ impl Resource for MicroVM {
                 "it must be of a-z, 0-9 and -",
             );
             fields.must(
-                disk.base.is_some() || disk.size.is_some(),
+                disk.base.is_some() || disk.image.is_some() || disk.size.is_some(),
                 &at,
                 "give a base image, or a size for an empty disk",
+            );
+            fields.must(
+                disk.base.is_none() || disk.image.is_none(),
+                &format!("{at}.image"),
+                "give a file or an image of the store, not both",
+            );
+            fields.must(
+                disk.image.as_deref().is_none_or(super::is_image),
+                &format!("{at}.image"),
+                "it must be the name of an image, NAME[:TAG]",
             );
             let absolute = disk.base.as_ref().is_none_or(|path| path.is_absolute());
             fields.must(

@@ -26,6 +26,7 @@ pub use meta::{
     Condition, FOREGROUND, ManagedFields, Meta, ORPHAN, Object, OwnerReference, is_label_value,
     is_name, typed, untyped,
 };
+use microvm::is_image;
 pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port};
 pub use namespace::Namespace;
 pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};

@@ -14,7 +14,7 @@ use super::container::{
     ContainerError, ContainerSpec, Containers, ExecSpec, MountSpec, Network, ResourceLimits,
     Runtime as Maker, State,
 };
-use super::{End, Life, Ports, Runtime, RuntimeError, Volumes, streaming, system};
+use super::{End, Images, Life, Ports, Runtime, RuntimeError, Volumes, streaming, system};
 use crate::model::{Container, Object, Placement, RestartPolicy, typed};
 
 /// How long is waited for an end before it is asked again.
@@ -29,6 +29,7 @@ pub struct Shims {
     maker: Maker,
     ports: Arc<Ports>,
     volumes: Volumes,
+    images: Images,
 }
 
 /// The label of a container with what was declared when it was made.
@@ -36,7 +37,8 @@ const DECLARED: &str = "declared";
 
 impl Shims {
     /// Those in `root`, whose namespaces are made by `oci_runtime`, or else by the library that is built in.
-    /// What killed shims have left is ended. Containers may mount what is below `shared`.
+    /// What killed shims have left is ended. Containers may mount what is below `shared`, and be made of
+    /// `images` of the host's store.
     ///
     /// # Errors
     /// If the directory cannot be used.
@@ -45,6 +47,7 @@ impl Shims {
         oci_runtime: Option<&Path>,
         ports: Arc<Ports>,
         shared: &[PathBuf],
+        images: Images,
     ) -> Result<Shims, ContainerError> {
         let containers = Containers::new(root)?;
         containers.adopt()?;
@@ -53,6 +56,7 @@ impl Shims {
             root: root.to_owned(),
             ports,
             volumes: Volumes::new(&root.join("volumes"), shared),
+            images,
             maker: match oci_runtime {
                 Some(program) => Maker::Program(program.to_owned()),
                 None => Maker::BuiltIn,
@@ -122,13 +126,30 @@ impl Runtime for Shims {
         let mounts = spawn_blocking(move || volumes.ensure(&id, &own)).await;
         let mounts =
             mounts.map_err(|e| RuntimeError::Unfit(format!("its thread ended: {e}")))??;
+        let declared = made_of(&wanted, &mounts);
+        let (id, is) = (uid.clone(), declared.clone());
+        let as_declared = self.ask(move |containers| {
+            let found = containers.spec(&id);
+            Ok(found.is_ok_and(|spec| spec.labels.get(DECLARED) == Some(&is)))
+        });
+        let as_declared = as_declared.await?;
+        // Of one that is made already, its image is not asked for again.
+        let stored = match as_declared || layout.is_absolute() {
+            true => None,
+            false => {
+                let (images, id, name) = (self.images.clone(), uid.clone(), layout.clone());
+                let found = spawn_blocking(move || images.container(&id, &name.to_string_lossy()));
+                let found = found.await;
+                Some(found.map_err(|e| RuntimeError::Unfit(format!("its thread ended: {e}")))??)
+            }
+        };
         let started = self.ask(move |containers| {
-            let declared = made_of(&wanted, &mounts);
-            let found = containers.spec(&uid);
-            let as_declared = found.is_ok_and(|spec| spec.labels.get(DECLARED) == Some(&declared));
             if !as_declared {
                 containers.delete(&uid)?;
-                let image = containers.prepare(&layout, None)?;
+                let image = match stored {
+                    Some((store, image)) => containers.prepare_stored(&store, image)?,
+                    None => containers.prepare(&layout, None)?,
+                };
                 let some = |words: Vec<String>| (!words.is_empty()).then_some(words);
                 let env: HashMap<_, _> = wanted.env.into_iter().collect();
                 let spec = ContainerSpec {
@@ -204,10 +225,12 @@ impl Runtime for Shims {
     async fn remove(&self, uid: &str) -> Result<(), RuntimeError> {
         let (ports, owned) = (self.ports.clone(), uid.to_owned());
         let (gone, volumes) = (owned.clone(), self.volumes.clone());
+        let images = self.images.clone();
         self.ask(move |containers| containers.delete(&owned))
             .await?;
         let detached = spawn_blocking(move || {
             volumes.remove(&gone)?;
+            images.release(&gone)?;
             ports.detach(&gone)
         });
         let detached = detached.await;

@@ -5,6 +5,7 @@ mod claims;
 pub mod container;
 mod containers;
 mod guest;
+mod images;
 mod ports;
 mod vm;
 mod volumes;
@@ -18,6 +19,7 @@ use tokio::net::UnixStream;
 
 pub use claims::Claims;
 pub use containers::Shims;
+pub use images::Images;
 pub use ports::Ports;
 pub use vm::{Pool, Vmm, Vms};
 pub use volumes::Volumes;
@@ -70,6 +72,9 @@ pub enum RuntimeError {
         /// Why not.
         source: skerry_images::Error,
     },
+    /// An image of the store cannot be used.
+    #[error(transparent)]
+    Image(#[from] skerry_images::store::StoreError),
     /// What a clone is to be made of cannot be used.
     #[error("no clone can be made of {path}: give the directory of a snapshot on this host")]
     Snapshot {

@@ -16,7 +16,7 @@ use crate::api::{ApiError, Listening, Objects, router, sweep};
 use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
 use crate::network::{NetworkError, Subnet};
 use crate::runtime::container::ContainerError;
-use crate::runtime::{Claims, Pool, Ports, Shims, Vmm, Vms};
+use crate::runtime::{Claims, Images, Pool, Ports, Shims, Vmm, Vms};
 use crate::site::{Agent, AgentError, Owners, Placer, Runtimes};
 use crate::store::{Embedded, StoreError};
 
@@ -114,15 +114,17 @@ async fn serve(options: Options) -> Result<(), UpError> {
     // Monitors are started elsewhere.
     let vmm = std::path::absolute(&options.vmm).map_err(system("find", options.vmm.display()))?;
     let ports = Ports::new(options.subnet, &state.namespaces())?;
+    let images = Images::new(&state.images());
     let shims = Shims::new(
         &state.containers(),
         options.oci_runtime.as_deref(),
         ports.clone(),
         &options.share,
+        images.clone(),
     )?;
     let vmm = Arc::new(Vmm::new(&vmm, options.probe));
     let pool = Arc::new(Pool::new(&state.warm(), vmm.clone(), options.warm));
-    let vms = Arc::new(Vms::new(&state.vms(), vmm, pool.clone(), ports));
+    let vms = Arc::new(Vms::new(&state.vms(), vmm, pool.clone(), ports, images));
     let runtimes = Runtimes::default()
         .with::<MicroVM>(vms)
         .with::<Container>(Arc::new(shims))

@@ -101,6 +101,11 @@ impl State {
         self.path.join("netns")
     }
 
+    /// Where images are.
+    pub fn images(&self) -> PathBuf {
+        self.path.join("images")
+    }
+
     /// Where containers' own folders are.
     pub fn containers(&self) -> PathBuf {
         self.path.join("containers")

@@ -19,12 +19,14 @@ const LAB_TIMEOUT: &str = "1800";
 const MORE_LABS: u32 = 3;
 
 /// What the end-to-end tiers' tests use.
-const END_TO_END: [Need; 5] = [
+const END_TO_END: [Need; 7] = [
     packages::NETWORK[0],
     packages::NETWORK[1],
     packages::IMAGES,
     packages::CONTAINERS[0],
     packages::CONTAINERS[1],
+    packages::REGISTRY[0],
+    packages::REGISTRY[1],
 ];
 
 /// The oldest minor version of Kubernetes's client (1.x) that speaks all that the tests ask it for. Debian 12 has an

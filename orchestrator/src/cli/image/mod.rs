@@ -1,21 +1,36 @@
-//! `skerry image`: after `qemu-img`'s conventions, except that formats and layers are never guessed.
+//! `skerry image`: image files, after `qemu-img`'s conventions, except that formats and layers are never guessed; and
+//! the image store.
 
 mod bench;
 mod bitmap;
 mod check;
+mod checksum;
 mod commit;
 mod compare;
 mod convert;
+mod convert_oci;
 mod create;
+mod export;
+mod fetch;
+mod gc;
+mod import;
 mod info;
+mod inspect;
 mod layers;
+mod list;
 mod map;
 mod measure;
 mod options;
+mod prepare;
+mod pull;
 mod rebase;
+mod registry;
 mod resize;
+mod rm;
 mod scratch;
 mod snapshot;
+mod store;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -24,7 +39,9 @@ use clap::{Args, Subcommand};
 use super::failure::{Failure, Outcome, exit_code};
 use super::{bytes, date, output, progress};
 
-/// Disk images: qcow2 and raw. Formats and backing layers are always given, never guessed.
+pub use fetch::FetchError;
+
+/// Disk images, qcow2 and raw, and the store of images. Formats and backing layers are always given, never guessed.
 #[derive(Debug, Args)]
 pub struct Image {
     #[command(subcommand)]
@@ -57,6 +74,27 @@ enum Command {
     Snapshot(snapshot::Snapshot),
     /// List and change persistent bitmaps of what changed
     Bitmap(bitmap::Bitmap),
+    /// Bring an OCI image from a registry into the image store
+    Pull(pull::Pull),
+    /// Bring a disk image or an OCI image into the image store
+    Import(import::Import),
+    /// List the images of the store
+    #[command(visible_alias = "ls")]
+    List(list::List),
+    /// Say what an image of the store is
+    Inspect(inspect::Inspect),
+    /// Take an image's name away
+    Rm(rm::Rm),
+    /// Remove what no name and no workload needs from the store
+    Gc(gc::Gc),
+    /// Read the whole store, and say what is damaged
+    Verify(verify::Verify),
+    /// Make a disk image of an OCI image of the store
+    ConvertOci(convert_oci::ConvertOci),
+    /// Boot a disk image of the store once, and keep what VMs are cloned from
+    Prepare(prepare::Prepare),
+    /// Write a disk image of the store to a file
+    Export(export::Export),
     /// Measure how fast an image is read or written
     Bench(bench::Bench),
 }
@@ -78,6 +116,16 @@ impl Image {
             Command::Snapshot(c) => (c.run(), 1),
             Command::Bitmap(c) => (c.run(), 1),
             Command::Bench(c) => (c.run(), 1),
+            Command::Pull(c) => (c.run(), 1),
+            Command::Import(c) => (c.run(), 1),
+            Command::List(c) => (c.run(), 1),
+            Command::Inspect(c) => (c.run(), 1),
+            Command::Rm(c) => (c.run(), 1),
+            Command::Gc(c) => (c.run(), 1),
+            Command::Verify(c) => (c.run(), 1),
+            Command::ConvertOci(c) => (c.run(), 1),
+            Command::Prepare(c) => (c.run(), 1),
+            Command::Export(c) => (c.run(), 1),
         };
         exit_code(outcome, failed)
     }

@@ -59,6 +59,9 @@ struct RunVm {
     /// A disk on this qcow2 image, which is only read; repeatable
     #[arg(long, value_name = "FILE")]
     disk: Vec<PathBuf>,
+    /// A disk on this image of the host's store, before those of files; repeatable
+    #[arg(long, value_name = "NAME[:TAG]")]
+    image: Vec<String>,
     /// Start it again when it ends: Always, OnFailure, Never
     #[arg(long, value_name = "WHEN", default_value = "Always")]
     restart: String,
@@ -68,7 +71,7 @@ struct RunVm {
 struct RunContainer {
     /// Its name
     name: String,
-    /// Its image: the directory of an OCI layout
+    /// Its image: the directory of an OCI layout, or an image of the host's store by its name
     image: PathBuf,
     /// What runs in it, instead of the image's own command
     #[arg(last = true)]
@@ -89,6 +92,14 @@ fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
+/// An image that is no directory here is one of the host's store.
+fn image(path: PathBuf) -> PathBuf {
+    match path.is_dir() || path.is_absolute() {
+        true => absolute(path),
+        false => path,
+    }
+}
+
 impl RunVm {
     fn spec(self) -> Value {
         let mut boot = Map::new();
@@ -102,11 +113,15 @@ impl RunVm {
             }
         }
         boot.insert("cmdline".into(), self.cmdline.into());
-        let disks = self
+        let images = self.image.into_iter().map(|name| json!({"image": name}));
+        let files = self
             .disk
             .into_iter()
-            .enumerate()
-            .map(|(n, path)| json!({"name": format!("disk{n}"), "base": absolute(path)}));
+            .map(|path| json!({"base": absolute(path)}));
+        let disks = images.chain(files).enumerate().map(|(n, mut disk)| {
+            disk["name"] = format!("disk{n}").into();
+            disk
+        });
         json!({
             "cpus": self.cpus,
             "memory": self.memory,
@@ -125,7 +140,7 @@ impl Run {
                 What::Vm(vm) => ("microvms", vm.name.clone(), vm.spec()),
                 What::Container(container) => {
                     let spec = json!({
-                        "image": absolute(container.image),
+                        "image": image(container.image),
                         "command": container.command,
                         "cpu": container.cpu,
                         "memory": container.memory,

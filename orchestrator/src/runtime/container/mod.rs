@@ -43,11 +43,13 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use skerry_images::store::{Manifest, Store};
+
 pub use self::error::ContainerError;
 pub use self::signal::number as signal_number;
 pub use self::{
     exec::{Exec, ExecEvent, ExecInput},
-    image::{Image, ImageError},
+    image::{Image, ImageError, Layout, fits_here},
     spec::{
         ContainerSpec, ExecSpec, Exit, LogLimits, MountSpec, Network, ResourceLimits, Runtime,
         Started, State, TerminalSize,
@@ -122,7 +124,13 @@ impl Containers {
     /// Unpacks an image of a layout as far as the cache lacks it. `name` is the image's in the layout,
     /// or its manifest's digest; without one the layout must hold one image.
     pub fn prepare(&self, layout: &Path, name: Option<&str>) -> Result<Image, ContainerError> {
-        Ok(self.images.prepare(layout, name)?)
+        Ok(self.images.prepare(&Layout::open(layout)?, name)?)
+    }
+
+    /// The same of an image of the image store.
+    pub fn prepare_stored(&self, store: &Store, image: Manifest) -> Result<Image, ContainerError> {
+        let layout = Layout::Stored(Box::new((store.clone(), image)));
+        Ok(self.images.prepare(&layout, None)?)
     }
 
     /// An image that was prepared before, by its manifest's digest.

@@ -28,7 +28,7 @@ use self::home::Home;
 use self::monitor::Monitor;
 pub use self::monitor::Vmm;
 pub use self::pool::Pool;
-use super::{End, Life, Ports, Runtime, RuntimeError, guest, system};
+use super::{End, Images, Life, Ports, Runtime, RuntimeError, guest, system};
 use crate::model::{MicroVM, MicroVmSpec, Object, typed};
 use crate::network::Tap;
 
@@ -49,17 +49,26 @@ pub struct Vms {
     vmm: Arc<Vmm>,
     pool: Arc<Pool>,
     ports: Arc<Ports>,
+    images: Images,
     monitors: Mutex<HashMap<String, Monitor>>,
 }
 
 impl Vms {
-    /// Those with folders in `root`, run by `vmm`; clones get monitors of the `pool` if any wait there.
-    pub fn new(root: &Path, vmm: Arc<Vmm>, pool: Arc<Pool>, ports: Arc<Ports>) -> Vms {
+    /// Those with folders in `root`, run by `vmm`; clones get monitors of the `pool` if any wait there, and disks the
+    /// `images` of the host's store that they name.
+    pub fn new(
+        root: &Path,
+        vmm: Arc<Vmm>,
+        pool: Arc<Pool>,
+        ports: Arc<Ports>,
+        images: Images,
+    ) -> Vms {
         Vms {
             root: root.to_owned(),
             vmm,
             pool,
             ports,
+            images,
             monitors: Mutex::new(HashMap::new()),
         }
     }
@@ -108,8 +117,10 @@ impl Vms {
         let vm: MicroVM = typed(object).map_err(RuntimeError::Field)?;
         let (uid, spec) = (&object.meta.uid, vm.spec);
         let home = self.home(uid);
-        let (ports, declared, wanted) = (self.ports.clone(), object.clone(), spec.clone());
+        let (ports, declared, mut wanted) = (self.ports.clone(), object.clone(), spec.clone());
+        let images = self.images.clone();
         let made = tokio::task::spawn_blocking(move || {
+            images.find_snapshot(&mut wanted)?;
             let clone = CloneOf::of(&wanted)?;
             Ok::<_, RuntimeError>((clone, ports.tap(&declared, &wanted.networks)?))
         });
@@ -155,8 +166,12 @@ impl Vms {
         port: Option<(Tap, String)>,
     ) -> Result<(), RuntimeError> {
         home.make().map_err(system("make the VM's folder"))?;
-        let (folder, wanted) = (home.clone(), spec.clone());
-        let disks = tokio::task::spawn_blocking(move || disks::ensure(&folder, &wanted));
+        let (folder, mut wanted) = (home.clone(), spec.clone());
+        let (images, owned) = (self.images.clone(), uid.to_owned());
+        let disks = tokio::task::spawn_blocking(move || {
+            images.resolve(&owned, &mut wanted)?;
+            disks::ensure(&folder, &wanted)
+        });
         let disks = disks.await.map_err(|e| system("make disks")(e.into()))??;
         let mut arguments = monitor::arguments(home, &spec, &disks)?;
         if let Some((tap, words)) = port {
@@ -336,7 +351,11 @@ impl Runtime for Vms {
         detached.map_err(|e| system("remove its port")(e.into()))??;
         self.home(uid)
             .remove()
-            .map_err(system("remove the VM's folder"))
+            .map_err(system("remove the VM's folder"))?;
+        // Its layers lie on its images, and are gone now.
+        let (images, owned) = (self.images.clone(), uid.to_owned());
+        let released = tokio::task::spawn_blocking(move || images.release(&owned)).await;
+        released.map_err(|e| system("give its images back")(e.into()))?
     }
 
     fn vsock(&self, uid: &str) -> Option<PathBuf> {

@@ -1,4 +1,5 @@
-//! An OCI image layout: a directory with `oci-layout`, `index.json` and blobs named by their digests.
+//! An OCI image layout: a directory with `oci-layout`, `index.json` and blobs named by their digests; or one image of
+//! the image store, which has the same blobs.
 //!
 //! Everything is read as what somebody else wrote: documents have a bounded size and depth, blobs are
 //! regular files, and each is what its digest says.
@@ -12,8 +13,10 @@ use oci_spec::image::{
 };
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
+use skerry_images::store::{Kind, Manifest, Store};
 
 use super::error::ImageError;
+use super::unpack::{Limits, archive};
 
 /// How long a document may be, in bytes.
 const DOCUMENT: u64 = 4 << 20;
@@ -57,18 +60,25 @@ pub struct Contents {
     pub config: ImageConfiguration,
     /// Its layers, the lowest first.
     pub layers: Vec<Layer>,
+    /// The digest of its configuration, and that one's size.
+    pub configuration: (String, u64),
+    /// How long its manifest is.
+    pub manifest: u64,
 }
 
-/// A layout on disk.
+/// A layout, by where its blobs are.
 #[derive(Debug)]
-pub struct Layout {
-    path: PathBuf,
+pub enum Layout {
+    /// A directory.
+    Folder(PathBuf),
+    /// An image of the store, whose blobs are known by `sha256:…`.
+    Stored(Box<(Store, Manifest)>),
 }
 
 impl Layout {
     /// Opens a layout.
     pub fn open(path: &Path) -> Result<Layout, ImageError> {
-        let layout = Layout { path: path.into() };
+        let layout = Layout::Folder(path.into());
         let no_layout = || ImageError::NoLayout { path: path.into() };
         let file = open_file(&path.join("oci-layout")).map_err(|_| no_layout())?;
         let text = read_all(file, 4096).map_err(|_| no_layout())?;
@@ -82,17 +92,9 @@ impl Layout {
     /// Reads what an image consists of. A name is that of the annotation, or the manifest's digest;
     /// without one the layout must hold one image.
     pub fn contents(&self, name: Option<&str>) -> Result<Contents, ImageError> {
-        let path = self.path.join("index.json");
-        let wrong = |why: String| ImageError::Document {
-            what: "document",
-            digest: "index.json".into(),
-            why,
-        };
-        let file = open_file(&path).map_err(ImageError::system("open", &path))?;
-        let text = read_all(file, DOCUMENT).map_err(|e| wrong(e.to_string()))?;
-        let index = ImageIndex::from_reader(&text[..]).map_err(|e| wrong(e.to_string()))?;
-        let manifest = self.pick(&index, name, 0)?;
+        let manifest = self.manifest(name)?;
         let digest = sha256(&manifest)?;
+        let length = manifest.size();
         let text = self.document("manifest", &manifest)?;
         let wrong = |why: String| ImageError::Document {
             what: "manifest",
@@ -138,7 +140,55 @@ impl Layout {
             digest,
             config,
             layers,
+            configuration: (sha256(manifest.config())?, manifest.config().size()),
+            manifest: length,
         })
+    }
+
+    /// The descriptor of the manifest that is meant.
+    fn manifest(&self, name: Option<&str>) -> Result<Descriptor, ImageError> {
+        let wrong = |why: String| ImageError::Document {
+            what: "document",
+            digest: "index.json".into(),
+            why,
+        };
+        match self {
+            Layout::Folder(path) => {
+                let path = path.join("index.json");
+                let file = open_file(&path).map_err(ImageError::system("open", &path))?;
+                let text = read_all(file, DOCUMENT).map_err(|e| wrong(e.to_string()))?;
+                let index = ImageIndex::from_reader(&text[..]).map_err(|e| wrong(e.to_string()))?;
+                self.pick(&index, name, 0)
+            }
+            Layout::Stored(image) => match &image.1.kind {
+                Kind::Oci { manifest, blobs } => {
+                    let size = blobs.get(manifest).map_or(0, |blob| blob.size);
+                    let digest: oci_spec::image::Digest =
+                        manifest.parse().map_err(|_| wrong(manifest.clone()))?;
+                    Ok(Descriptor::new(MediaType::ImageManifest, size, digest))
+                }
+                Kind::Disk { .. } => Err(wrong("the image is a disk".into())),
+            },
+        }
+    }
+
+    /// The digest of an image's manifest, and all of its blobs by digest and size, the manifest among them.
+    pub fn all(&self, name: Option<&str>) -> Result<(String, Vec<(String, u64)>), ImageError> {
+        let contents = self.contents(name)?;
+        let mut blobs = vec![
+            (contents.digest.clone(), contents.manifest),
+            contents.configuration,
+        ];
+        blobs.extend(
+            contents
+                .layers
+                .into_iter()
+                .map(|layer| (layer.blob, layer.size)),
+        );
+        // A layer may be there twice.
+        let mut seen = std::collections::BTreeSet::new();
+        blobs.retain(|(digest, _)| seen.insert(digest.clone()));
+        Ok((contents.digest, blobs))
     }
 
     /// The manifest that is meant, through nested indexes.
@@ -152,13 +202,7 @@ impl Layout {
             None => true,
             Some(name) => label(one) == Some(name) || one.digest().as_ref() == name,
         };
-        let fits = |one: &&Descriptor| match one.platform() {
-            None => true,
-            Some(platform) => {
-                platform.os().to_string() == "linux"
-                    && platform.architecture().to_string() == architecture()
-            }
-        };
+        let fits = |one: &&Descriptor| fits_here(one);
         let kind = |one: &&Descriptor| is_manifest(one) || is_index(one);
         let all = index.manifests();
         let mut found = all.iter().filter(kind).filter(named).filter(fits);
@@ -215,19 +259,135 @@ impl Layout {
     }
 
     /// A blob, whose bytes are not compared with its digest yet.
-    pub fn blob(&self, digest: &str, size: u64) -> Result<File, ImageError> {
-        let path = self.path.join("blobs/sha256").join(digest);
-        let file = open_file(&path).map_err(ImageError::system("open", &path))?;
-        let found = file
-            .metadata()
-            .map_err(ImageError::system("look at", &path))?
-            .len();
+    pub fn blob(&self, digest: &str, size: u64) -> Result<Box<dyn Read + '_>, ImageError> {
+        let (found, blob): (u64, Box<dyn Read + '_>) = match self {
+            Layout::Folder(path) => {
+                let path = path.join("blobs/sha256").join(digest);
+                let file = open_file(&path).map_err(ImageError::system("open", &path))?;
+                let found = file.metadata();
+                let found = found.map_err(ImageError::system("look at", &path))?;
+                (found.len(), Box::new(file))
+            }
+            Layout::Stored(image) => {
+                let name = format!("sha256:{digest}");
+                let content = match &image.1.kind {
+                    Kind::Oci { blobs, .. } => blobs.get(&name),
+                    Kind::Disk { .. } => None,
+                };
+                let content = content.ok_or_else(|| ImageError::Digest {
+                    digest: digest.into(),
+                    why: "the store has no such blob of it".into(),
+                })?;
+                let reader = image.0.reader(content).map_err(io::Error::other);
+                let reader = reader.map_err(ImageError::system("read", digest))?;
+                (content.size, Box::new(reader))
+            }
+        };
         match found == size {
-            true => Ok(file),
+            true => Ok(blob),
             false => Err(ImageError::Digest {
                 digest: digest.into(),
                 why: format!("it has {found} bytes, not {size}"),
             }),
+        }
+    }
+
+    /// A blob whose reader fails at its end if its bytes are not what its digest says.
+    pub fn verified(&self, digest: &str, size: u64) -> Result<Box<dyn Read + '_>, ImageError> {
+        Ok(Box::new(Verified {
+            inner: self.blob(digest, size)?,
+            sum: Some(Sha256::new()),
+            digest: digest.to_owned(),
+        }))
+    }
+
+    /// A layer's archive, unpacked: no more of it than a layer may have.
+    pub fn archive(&self, layer: &Layer) -> Result<Box<dyn Read + '_>, ImageError> {
+        let blob = self.blob(&layer.blob, layer.size)?;
+        let archive = archive(layer.packing, blob, Limits::default());
+        archive.map_err(|source| ImageError::Archive {
+            layer: layer.blob.clone(),
+            source,
+        })
+    }
+
+    /// Unpacks a layout from its archive into a folder: the two documents and the blobs, and nothing else.
+    pub fn unpack(archive: &Path, into: &Path) -> Result<Layout, ImageError> {
+        let failed = |what| ImageError::system(what, archive);
+        let blobs = into.join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).map_err(ImageError::system("make", &blobs))?;
+        let file = open_file(archive).map_err(failed("open"))?;
+        let mut archive = tar::Archive::new(io::BufReader::new(file));
+        let mut left = ARCHIVE;
+        for (n, entry) in archive.entries().map_err(failed("read"))?.enumerate() {
+            let mut entry = entry.map_err(failed("read"))?;
+            let name = entry.path().map_err(failed("read"))?.into_owned();
+            let name = name.strip_prefix(".").unwrap_or(&name);
+            let text = name.to_str().unwrap_or_default();
+            let place = match text.strip_prefix("blobs/sha256/") {
+                Some(digits) if hexadecimal(&format!("sha256:{digits}")).is_some() => {
+                    blobs.join(digits)
+                }
+                None if matches!(text, "oci-layout" | "index.json") => into.join(text),
+                _ => continue,
+            };
+            if !entry.header().entry_type().is_file() {
+                continue;
+            }
+            let size = entry.size();
+            left = match left.checked_sub(size).filter(|_| n < ENTRIES) {
+                Some(left) => left,
+                None => {
+                    let source = io::Error::other("it has more than a layout may have");
+                    return Err(failed("unpack")(source));
+                }
+            };
+            let written = File::create(&place).and_then(|mut file| io::copy(&mut entry, &mut file));
+            written.map_err(ImageError::system("write", &place))?;
+        }
+        Layout::open(into)
+    }
+}
+
+/// Bytes and entries of the largest archive of a layout.
+const ARCHIVE: u64 = 1 << 40;
+const ENTRIES: usize = 100_000;
+
+/// A blob that is summed as it is read.
+struct Verified<'a> {
+    inner: Box<dyn Read + 'a>,
+    /// None once its end was seen.
+    sum: Option<Sha256>,
+    digest: String,
+}
+
+impl Read for Verified<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(into)?;
+        if n > 0 || into.is_empty() {
+            self.sum.iter_mut().for_each(|sum| sum.update(&into[..n]));
+            return Ok(n);
+        }
+        match self.sum.take() {
+            Some(sum) => match hex(&sum.finalize()) == self.digest {
+                true => Ok(0),
+                false => Err(io::Error::other(ImageError::Digest {
+                    digest: self.digest.clone(),
+                    why: "its sha256 is another".into(),
+                })),
+            },
+            None => Ok(0),
+        }
+    }
+}
+
+/// Whether an image is one for this machine: an index's entry that says no platform is.
+pub fn fits_here(one: &Descriptor) -> bool {
+    match one.platform() {
+        None => true,
+        Some(platform) => {
+            platform.os().to_string() == "linux"
+                && platform.architecture().to_string() == architecture()
         }
     }
 }

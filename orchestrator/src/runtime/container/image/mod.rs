@@ -19,10 +19,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 pub use error::ImageError;
+pub use layout::{Layout, fits_here};
 pub use rooted::Rooted;
 pub use unpack::Limits;
 
-use self::layout::{Contents, Layer, Layout, hex};
+use self::layout::{Contents, Layer, hex};
 use super::record;
 use super::removal::remove_path;
 
@@ -69,8 +70,7 @@ impl Images {
     }
 
     /// Unpacks what the cache lacks of an image. `name` is the image's in the layout, or its digest.
-    pub fn prepare(&self, layout: &Path, name: Option<&str>) -> Result<Image, ImageError> {
-        let layout = Layout::open(layout)?;
+    pub fn prepare(&self, layout: &Layout, name: Option<&str>) -> Result<Image, ImageError> {
         let contents = layout.contents(name)?;
         let layers = chain(&contents.layers);
         let _lock = self.lock()?;
@@ -79,7 +79,7 @@ impl Images {
         for (layer, id) in contents.layers.iter().zip(&layers) {
             let place = self.layer(id);
             if !place.exists() {
-                self.unpack(&layout, layer, id, &below)?;
+                self.unpack(layout, layer, id, &below)?;
             }
             below.insert(0, place);
         }

@@ -5,7 +5,6 @@
 
 use std::cell::Cell;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -53,7 +52,7 @@ impl Default for Limits {
 /// directory that the archive only implies gets its attributes from there.
 pub fn unpack(
     layer: &Layer,
-    blob: File,
+    blob: impl Read,
     into: &Path,
     below: &[PathBuf],
     limits: Limits,
@@ -122,6 +121,17 @@ pub fn unpack(
         }
     }
     Ok(())
+}
+
+/// A blob's archive, as far as the limits go.
+pub fn archive<'a>(
+    packing: Packing,
+    blob: impl Read + 'a,
+    limits: Limits,
+) -> io::Result<Box<dyn Read + 'a>> {
+    let unpacked = Unpacked::new(packing, blob)?;
+    let over = Rc::new(Cell::new(false));
+    Ok(Box::new(Summed::new(unpacked, limits.bytes, over)))
 }
 
 /// A stream of bytes that are counted and summed.
