@@ -10,3 +10,4 @@ pub mod schedule;
 pub mod site;
 pub mod store;
 pub mod up;
+pub mod volumes;

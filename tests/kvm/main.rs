@@ -4,6 +4,7 @@
 mod api;
 mod arrivals;
 mod block;
+mod block_volumes;
 mod causes;
 mod churn;
 mod clones;

@@ -98,6 +98,9 @@ pub struct Disk {
     /// Its size, if it begins empty or is to be larger than its base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Quantity>,
+    /// The name of a Volume of the same namespace that it is, instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
     /// The VM only reads it.
     #[serde(default)]
     pub readonly: bool,
@@ -214,11 +217,26 @@ impl Resource for MicroVM {
                 &format!("{at}.name"),
                 "it must be of a-z, 0-9 and -",
             );
-            fields.must(
-                disk.base.is_some() || disk.size.is_some(),
-                &at,
-                "give a base image, or a size for an empty disk",
-            );
+            let own = disk.base.is_some() || disk.size.is_some();
+            match &disk.volume {
+                None => fields.must(
+                    own,
+                    &at,
+                    "give a base image, a volume, or a size for an empty disk",
+                ),
+                Some(volume) => {
+                    let named = format!("{at}.volume");
+                    fields.must(super::is_name(volume), &named, "it must be a volume's name");
+                    fields.must(
+                        !own,
+                        &named,
+                        "a volume has a size and content of its own: leave the others out",
+                    );
+                    let mut before = spec.disks[..n].iter();
+                    let twice = before.any(|other| other.volume.as_ref() == Some(volume));
+                    fields.must(!twice, &named, "another disk is this volume");
+                }
+            }
             let absolute = disk.base.as_ref().is_none_or(|path| path.is_absolute());
             fields.must(
                 absolute,

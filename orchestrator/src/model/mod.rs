@@ -14,10 +14,11 @@ mod probe;
 mod quantity;
 mod time;
 mod token;
+mod volume;
 mod workload;
 
 pub use baremetal::{BareMetal, BareMetalSpec};
-pub use container::{Container, ContainerSpec, Volume};
+pub use container::{Container, ContainerSpec, Volume as Directory};
 pub use event::{Event, EventBody, ObjectReference};
 pub use fields::{FieldError, Fields};
 pub use host::{Host, HostSpec, HostStatus, Taint};
@@ -32,6 +33,10 @@ pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};
 pub use quantity::Quantity;
 pub use time::{Timestamp, age};
 pub use token::{Token, TokenSpec, TokenStatus, duration};
+pub use volume::{
+    SnapshotPhase, Volume, VolumePhase, VolumeSnapshot, VolumeSnapshotSpec, VolumeSnapshotStatus,
+    VolumeSource, VolumeSpec, VolumeStatus,
+};
 pub(crate) use workload::workload_columns;
 pub use workload::{
     AGENT, MOST, Phase, Placement, Priority, RestartPolicy, Tier, Toleration, WorkloadStatus,

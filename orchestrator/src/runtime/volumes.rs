@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::container::MountSpec;
 use super::{RuntimeError, system};
-use crate::model::Volume;
+use crate::model::Directory as Volume;
 
 /// The volumes of a host's containers. Its calls block.
 #[derive(Clone)]

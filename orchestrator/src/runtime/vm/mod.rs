@@ -31,6 +31,7 @@ pub use self::pool::Pool;
 use super::{End, Life, Ports, Runtime, RuntimeError, guest, system};
 use crate::model::{MicroVM, MicroVmSpec, Object, typed};
 use crate::network::Tap;
+use crate::volumes::{Blocks, Chains, VolumeError};
 
 /// How long a monitor may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -49,17 +50,26 @@ pub struct Vms {
     vmm: Arc<Vmm>,
     pool: Arc<Pool>,
     ports: Arc<Ports>,
+    blocks: Arc<Blocks>,
     monitors: Mutex<HashMap<String, Monitor>>,
 }
 
 impl Vms {
-    /// Those with folders in `root`, run by `vmm`; clones get monitors of the `pool` if any wait there.
-    pub fn new(root: &Path, vmm: Arc<Vmm>, pool: Arc<Pool>, ports: Arc<Ports>) -> Vms {
+    /// Those with folders in `root`, run by `vmm`; clones get monitors of the `pool` if any wait there. Disks may be
+    /// volumes of `blocks`.
+    pub fn new(
+        root: &Path,
+        vmm: Arc<Vmm>,
+        pool: Arc<Pool>,
+        ports: Arc<Ports>,
+        blocks: Arc<Blocks>,
+    ) -> Vms {
         Vms {
             root: root.to_owned(),
             vmm,
             pool,
             ports,
+            blocks,
             monitors: Mutex::new(HashMap::new()),
         }
     }
@@ -107,6 +117,7 @@ impl Vms {
     async fn launch(&self, object: &Object) -> Result<Vec<String>, RuntimeError> {
         let vm: MicroVM = typed(object).map_err(RuntimeError::Field)?;
         let (uid, spec) = (&object.meta.uid, vm.spec);
+        let chains = self.blocks.claim(object, &spec).await.map_err(unclaimed)?;
         let home = self.home(uid);
         let (ports, declared, wanted) = (self.ports.clone(), object.clone(), spec.clone());
         let made = tokio::task::spawn_blocking(move || {
@@ -124,7 +135,7 @@ impl Vms {
             }
             None => {
                 let port = port.map(|(tap, _, words)| (tap, words));
-                self.boot(uid, &home, spec, port).await?;
+                self.boot(uid, &home, spec, port, chains).await?;
             }
         }
         self.confine(uid, share).await;
@@ -153,10 +164,11 @@ impl Vms {
         home: &Home,
         spec: MicroVmSpec,
         port: Option<(Tap, String)>,
+        chains: Chains,
     ) -> Result<(), RuntimeError> {
         home.make().map_err(system("make the VM's folder"))?;
         let (folder, wanted) = (home.clone(), spec.clone());
-        let disks = tokio::task::spawn_blocking(move || disks::ensure(&folder, &wanted));
+        let disks = tokio::task::spawn_blocking(move || disks::ensure(&folder, &wanted, &chains));
         let disks = disks.await.map_err(|e| system("make disks")(e.into()))??;
         let mut arguments = monitor::arguments(home, &spec, &disks)?;
         if let Some((tap, words)) = port {
@@ -255,6 +267,20 @@ impl Vms {
     }
 }
 
+/// The socket of the monitor that has a VM's folder in `root`, if one has.
+pub fn monitor_of(root: &Path, uid: &str) -> Option<PathBuf> {
+    let home = Home::new(root, uid);
+    home.is_taken().then(|| home.socket())
+}
+
+/// Why a VM cannot have its volumes.
+fn unclaimed(error: VolumeError) -> RuntimeError {
+    match error {
+        VolumeError::Waits(what) => RuntimeError::Waits(what),
+        error => RuntimeError::Volumes(error),
+    }
+}
+
 /// Who does not finish an answer is ending: waits until it has, so that it is known how.
 async fn settle<T>(monitor: &Monitor, asked: &Result<Result<T, ClientError>, Elapsed>) {
     if let Ok(Err(ClientError::Connect { .. } | ClientError::Http { .. })) = asked {
@@ -321,6 +347,7 @@ impl Runtime for Vms {
         let removed = tokio::task::spawn_blocking(move || cgroup::remove(&owned)).await;
         let removed = removed.unwrap_or_else(|e| Err(e.into()));
         removed.map_err(system("remove the VM's cgroup"))?;
+        self.blocks.ended(uid).await;
         home.forget_run().map_err(system("clean the VM's folder"))
     }
 
