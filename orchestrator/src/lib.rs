@@ -3,6 +3,8 @@
 
 pub mod api;
 pub mod cli;
+pub mod firstboot;
+pub mod metadata;
 pub mod model;
 pub mod network;
 pub mod runtime;

@@ -171,6 +171,9 @@ fn a_volume_grows_under_its_vm_and_never_shrinks_and_disks_change_at_the_next_st
     host.until("volume", "data", SHORT, |s| s["phase"] == "Available");
     apply(&host, &vm("two", &["data"], "blk-info:0"));
     says(&host, "two", &format!("bytes={}", 16 << 20));
+    for name in ["one", "two"] {
+        host.must(&["delete", &format!("vm/{name}"), "--grace", "0"]);
+    }
     all_clean(&host);
 }
 

@@ -15,6 +15,7 @@ mod cpus;
 mod death;
 mod diffs;
 mod ends;
+mod first_boot;
 mod full_disk;
 mod health;
 mod histories;

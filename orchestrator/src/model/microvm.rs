@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Column, Fields, Parts, Placement, Probe, Quantity, Resource, RestartPolicy, Tier,
+    Column, Fields, FirstBoot, Parts, Placement, Probe, Quantity, Resource, RestartPolicy, Tier,
     WorkloadStatus, probe,
 };
 
@@ -40,6 +40,9 @@ pub struct MicroVmSpec {
     /// Its networks, in order: one for each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<Port>,
+    /// What it is told when it starts for the first time, on a disk that is its last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_boot: Option<FirstBoot>,
     /// It has a vsock.
     #[serde(default)]
     pub vsock: bool,
@@ -153,6 +156,8 @@ impl Port {
     }
 }
 
+/// The disk that a VM is told by what it is.
+pub const SEED: &str = "cidata";
 /// What the monitor takes.
 const MAX_CPUS: u32 = 254;
 const MIN_MEMORY: u64 = 16 << 20;
@@ -192,6 +197,8 @@ impl Resource for MicroVM {
             fields.must(boot.cmdline.is_empty(), "spec.boot.cmdline", whole);
             let disks = "a clone has the disks of its snapshot: leave `disks` out";
             fields.must(spec.disks.is_empty(), "spec.disks", disks);
+            let told = "a clone has booted: let it ask the metadata service";
+            fields.must(spec.first_boot.is_none(), "spec.firstBoot", told);
         }
         for (at, path) in [
             ("kernel", &spec.boot.kernel),
@@ -245,6 +252,15 @@ impl Resource for MicroVM {
             );
             let twice = spec.disks[..n].iter().any(|other| other.name == disk.name);
             fields.must(!twice, &format!("{at}.name"), "another disk has this name");
+        }
+        if let Some(first) = &spec.first_boot {
+            first.check(fields);
+            let taken = spec.disks.iter().any(|disk| disk.name == SEED);
+            fields.must(
+                !taken,
+                "spec.disks",
+                "`cidata` is the name of the disk for `firstBoot`",
+            );
         }
         Port::check_all(&spec.networks, fields);
         let reach = probe::Reach {

@@ -5,6 +5,7 @@ mod baremetal;
 mod container;
 mod event;
 mod fields;
+mod firstboot;
 mod host;
 mod kind;
 mod meta;
@@ -21,13 +22,14 @@ pub use baremetal::{BareMetal, BareMetalSpec};
 pub use container::{Container, ContainerSpec, Volume as Directory};
 pub use event::{Event, EventBody, ObjectReference};
 pub use fields::{FieldError, Fields};
+pub use firstboot::FirstBoot;
 pub use host::{Host, HostSpec, HostStatus, Taint};
 pub use kind::{Cell, Column, GROUP, KINDS, Kind, Parts, Resource, VERSION, kind_of, named};
 pub use meta::{
     Condition, FOREGROUND, ManagedFields, Meta, ORPHAN, Object, OwnerReference, is_label_value,
     is_name, typed, untyped,
 };
-pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port};
+pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port, SEED};
 pub use namespace::Namespace;
 pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};
 pub use quantity::Quantity;

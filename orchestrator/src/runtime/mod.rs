@@ -22,6 +22,7 @@ pub use ports::Ports;
 pub use vm::{Pool, Vmm, Vms, monitor_of};
 pub use volumes::Volumes;
 
+use crate::firstboot::SeedError;
 use crate::model::{FieldError, Object};
 use crate::network::NetworkError;
 use crate::volumes::VolumeError;
@@ -94,6 +95,9 @@ pub enum RuntimeError {
     /// Its volumes cannot be used.
     #[error("its volumes cannot be used")]
     Volumes(#[source] VolumeError),
+    /// It cannot be told what it is.
+    #[error("what it is told at its first boot cannot be written")]
+    FirstBoot(#[from] SeedError),
     /// It ended before it ran.
     #[error("it ended at once: {0}")]
     Stillborn(String),

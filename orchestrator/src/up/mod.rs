@@ -13,6 +13,7 @@ pub use pki::PkiError;
 pub use state::State;
 
 use crate::api::{ApiError, Listening, Objects, router, sweep};
+use crate::metadata::Metadata;
 use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
 use crate::network::{NetworkError, Subnet};
 use crate::runtime::container::ContainerError;
@@ -157,6 +158,7 @@ async fn serve(options: Options) -> Result<(), UpError> {
     tokio::spawn(agent.run());
     tokio::spawn(owners.run());
     tokio::spawn(Keeper::new(blocks).run());
+    tokio::spawn(Metadata::new(swept.clone(), &options.host).run());
     let keeping = pool.clone();
     let keeping = tokio::spawn(async move { keeping.keep().await });
     tokio::spawn(sweep(swept));

@@ -10,7 +10,8 @@ use skerry_images::io::{FileOptions, ImageFile, Port, block_on};
 use skerry_images::qcow2::{CreateOptions, create, read_header};
 
 use super::home::Home;
-use crate::model::{Disk, DiskFormat, MicroVmSpec};
+use crate::firstboot::{Seed, write_disk};
+use crate::model::{Disk, DiskFormat, MicroVmSpec, SEED};
 use crate::runtime::{RuntimeError, system};
 use crate::volumes::Chains;
 
@@ -48,6 +49,17 @@ fn volume(disk: &Disk, layers: &[LayerSpec]) -> Result<String, RuntimeError> {
     Ok(format!(
         "path={path},image_type=qcow2{below}{readonly},id={id},serial={id}"
     ))
+}
+
+/// The flag of the disk that tells a VM what it is, which is its last.
+pub fn seed(home: &Home, seed: Option<&Seed>) -> Result<Option<String>, RuntimeError> {
+    let Some(seed) = seed else { return Ok(None) };
+    let path = home.seed();
+    write_disk(&path, seed)?;
+    let path = path.display();
+    Ok(Some(format!(
+        "path={path},image_type=raw,readonly=on,id={SEED},serial={SEED}"
+    )))
 }
 
 fn ensure_one(home: &Home, disk: &Disk) -> Result<String, RuntimeError> {

@@ -29,6 +29,7 @@ use self::monitor::Monitor;
 pub use self::monitor::Vmm;
 pub use self::pool::Pool;
 use super::{End, Life, Ports, Runtime, RuntimeError, guest, system};
+use crate::firstboot::{Seed, Told};
 use crate::model::{MicroVM, MicroVmSpec, Object, typed};
 use crate::network::Tap;
 use crate::volumes::{Blocks, Chains, VolumeError};
@@ -135,7 +136,7 @@ impl Vms {
             }
             None => {
                 let port = port.map(|(tap, _, words)| (tap, words));
-                self.boot(uid, &home, spec, port, chains).await?;
+                self.boot(object, &home, spec, port, chains).await?;
             }
         }
         self.confine(uid, share).await;
@@ -160,22 +161,32 @@ impl Vms {
     /// Boots a kernel.
     async fn boot(
         &self,
-        uid: &str,
+        object: &Object,
         home: &Home,
         spec: MicroVmSpec,
         port: Option<(Tap, String)>,
         chains: Chains,
     ) -> Result<(), RuntimeError> {
         home.make().map_err(system("make the VM's folder"))?;
+        let uid = &object.meta.uid;
         let (folder, wanted) = (home.clone(), spec.clone());
-        let disks = tokio::task::spawn_blocking(move || disks::ensure(&folder, &wanted, &chains));
+        let told = port
+            .iter()
+            .map(|(tap, words)| Told::of(&tap.mac.to_string(), words));
+        let seed = spec.first_boot.as_ref();
+        let seed = seed.map(|first| Seed::of(object, first, told.collect()));
+        let disks = tokio::task::spawn_blocking(move || {
+            let mut flags = disks::ensure(&folder, &wanted, &chains)?;
+            flags.extend(disks::seed(&folder, seed.as_ref())?);
+            Ok::<_, RuntimeError>(flags)
+        });
         let disks = disks.await.map_err(|e| system("make disks")(e.into()))??;
         let mut arguments = monitor::arguments(home, &spec, &disks)?;
         if let Some((tap, words)) = port {
             monitor::add_network(&mut arguments, &tap, &words);
         }
         let monitor = self.vmm.start(home, &arguments)?;
-        self.monitors.lock().insert(uid.to_owned(), monitor.clone());
+        self.monitors.lock().insert(uid.clone(), monitor.clone());
         let started = self.answers(home, &monitor).await;
         if started.is_err() {
             monitor.kill();
