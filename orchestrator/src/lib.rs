@@ -3,6 +3,8 @@
 
 pub mod api;
 pub mod cli;
+pub mod firstboot;
+pub mod metadata;
 pub mod model;
 pub mod network;
 pub mod runtime;
@@ -10,3 +12,4 @@ pub mod schedule;
 pub mod site;
 pub mod store;
 pub mod up;
+pub mod volumes;

@@ -4,6 +4,7 @@
 mod api;
 mod arrivals;
 mod block;
+mod block_volumes;
 mod causes;
 mod churn;
 mod clones;
@@ -14,6 +15,7 @@ mod cpus;
 mod death;
 mod diffs;
 mod ends;
+mod first_boot;
 mod full_disk;
 mod health;
 mod histories;

@@ -1,5 +1,6 @@
 //! `cargo xtask`: the developer's one entry point. Builds guests, runs the lab, the tests and the demo.
 mod cargo;
+mod cloud;
 mod command;
 mod cpio;
 mod demo;
@@ -44,6 +45,8 @@ enum Task {
     Lab(lab::Arguments),
     /// Build the demo's guest (kernel, initramfs, root disk) under target/guest
     Guest(guest::Arguments),
+    /// Make a Debian cloud image, which the lab's tests boot, under target/cloud
+    Cloud(cloud::Arguments),
     /// Run the disk engine's seeded tests for long: a million power cuts, and more
     Soak(soak::Arguments),
     /// Check formatting, clippy and the documentation's build
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Lab(arguments) => lab::run(&arguments),
         Task::Guest(arguments) => guest::run(&arguments),
+        Task::Cloud(arguments) => cloud::run(&arguments),
         Task::Soak(arguments) => soak::run(&arguments),
         Task::Lint => lint::run(),
         Task::LabInside(arguments) => lab::inside::run(&arguments),

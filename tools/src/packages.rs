@@ -265,7 +265,8 @@ fn install_arguments(names: &[&str], release: Option<&str>) -> Vec<String> {
     arguments
 }
 
-fn codename() -> Result<String> {
+/// The name of this system's release.
+pub fn codename() -> Result<String> {
     let path = "/etc/os-release";
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     let name = text

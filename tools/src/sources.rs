@@ -20,18 +20,29 @@ struct Archive {
 /// # Errors
 /// When no enabled source serves the suite's `main` component.
 pub fn backports_stanza(apt: &Path, codename: &str) -> Result<String> {
-    let archives = read_all(apt)?;
-    let serves = |archive: &&Archive| {
+    let base =
+        serving(apt, codename).with_context(|| format!("add {codename}-backports by hand"))?;
+    Ok(stanza(&base, &format!("{codename}-backports")))
+}
+
+/// The deb822 stanza for `codename` itself, from where this machine has it.
+///
+/// # Errors
+/// When no enabled source serves the suite's `main` component.
+pub fn release_stanza(apt: &Path, codename: &str) -> Result<String> {
+    Ok(stanza(&serving(apt, codename)?, codename))
+}
+
+/// The archive that serves a suite on this machine.
+fn serving(apt: &Path, codename: &str) -> Result<Archive> {
+    let serves = |archive: &Archive| {
         archive.suites.iter().any(|suite| suite == codename)
             && archive.components.iter().any(|c| c == "main")
     };
-    let Some(base) = archives.iter().find(serves) else {
-        bail!(
-            "no source under {} serves {codename} main: add {codename}-backports by hand",
-            apt.display()
-        );
+    let Some(base) = read_all(apt)?.into_iter().find(serves) else {
+        bail!("no source under {} serves {codename} main", apt.display());
     };
-    Ok(stanza(base, &format!("{codename}-backports")))
+    Ok(base)
 }
 
 fn stanza(base: &Archive, suite: &str) -> String {

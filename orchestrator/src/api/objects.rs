@@ -408,6 +408,11 @@ fn succeed(old: &Object, new: Object, part: Part) -> Result<Object, ApiError> {
     }
     let mut next = checked(next)?;
     if next.body != old.body {
+        let (kind, name) = (old.kind, next.meta.name.clone());
+        let fields = kind.change(&old.body, &next.body);
+        if !fields.is_empty() {
+            return Err(ApiError::Invalid { kind, name, fields });
+        }
         next.meta.generation += 1;
     }
     Ok(next)

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Column, Fields, Parts, Placement, Port, Probe, Quantity, Resource, RestartPolicy,
+    Column, Fields, FirstBoot, Parts, Placement, Port, Probe, Quantity, Resource, RestartPolicy,
     WorkloadStatus, probe,
 };
 
@@ -50,6 +50,9 @@ pub struct ContainerSpec {
     /// Directories that stay when it ends, or are the host's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<Volume>,
+    /// What it is told, in files that it reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_boot: Option<FirstBoot>,
     /// Its networks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<Port>,
@@ -149,6 +152,9 @@ impl Resource for Container {
             .is_none_or(|path| path.is_absolute());
         fields.must(absolute, "spec.workingDir", "it must be an absolute path");
         Volume::check_all(&spec.volumes, fields);
+        if let Some(first) = &spec.first_boot {
+            first.check(fields);
+        }
         Port::check_all(&spec.networks, fields);
         let reach = probe::Reach {
             commands: true,

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::meta::parse;
 use super::{
     BareMetal, Container, Event, FieldError, Fields, Host, MicroVM, Namespace, Object, Token,
+    Volume, VolumeSnapshot,
 };
 
 /// The group of our own kinds.
@@ -41,6 +42,9 @@ pub trait Resource: Serialize + DeserializeOwned + JsonSchema + Send + Sync + 's
 
     /// Says what cannot be, though it is well formed.
     fn check(&self, fields: &mut Fields);
+
+    /// Says what it cannot become, after it was `before`.
+    fn check_change(&self, _before: &Self, _fields: &mut Fields) {}
 }
 
 /// A spec and a status.
@@ -92,6 +96,7 @@ pub struct Kind {
     /// What `get` shows beside names and ages.
     pub columns: &'static [Column],
     accept: fn(Map<String, Value>) -> Accepted,
+    change: fn(&Map<String, Value>, &Map<String, Value>) -> Vec<FieldError>,
     schema: fn(&mut SchemaGenerator) -> schemars::Schema,
 }
 
@@ -117,6 +122,8 @@ pub static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| {
         Kind::of::<Namespace>(),
         Kind::of::<Event>(),
         Kind::of::<Token>(),
+        Kind::of::<Volume>(),
+        Kind::of::<VolumeSnapshot>(),
     ]
 });
 
@@ -153,6 +160,7 @@ impl Kind {
             finalizers: R::FINALIZERS,
             columns: R::COLUMNS,
             accept: accept::<R>,
+            change: change::<R>,
             schema: |generator| generator.subschema_for::<R>(),
         }
     }
@@ -194,6 +202,11 @@ impl Kind {
         (self.accept)(body)
     }
 
+    /// What is wrong with an object's rest `new`, which was accepted, after it was `old`.
+    pub fn change(&self, old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<FieldError> {
+        (self.change)(old, new)
+    }
+
     /// Its schema.
     pub fn schema(&self, generator: &mut SchemaGenerator) -> schemars::Schema {
         (self.schema)(generator)
@@ -209,6 +222,16 @@ fn accept<R: Resource>(body: Map<String, Value>) -> Accepted {
         (true, _) => Ok(Map::new()),
         (false, _) => Err(fields.errors),
     }
+}
+
+fn change<R: Resource>(old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<FieldError> {
+    let read = |body: &Map<String, Value>| parse::<R>(Value::Object(body.clone()));
+    let mut fields = Fields::default();
+    // What an older version wrote, and this one cannot read, may become anything.
+    if let (Ok(old), Ok(new)) = (read(old), read(new)) {
+        new.check_change(&old, &mut fields);
+    }
+    fields.errors
 }
 
 impl Object {
@@ -239,6 +262,8 @@ mod tests {
             kind_of::<Namespace>(),
             kind_of::<Event>(),
             kind_of::<Token>(),
+            kind_of::<Volume>(),
+            kind_of::<VolumeSnapshot>(),
         ];
         assert_eq!(found.len(), KINDS.len());
         let names = KINDS.iter().flat_map(|kind| [kind.plural, kind.singular]);

@@ -140,6 +140,39 @@ pub struct Condition {
     pub observed_generation: u64,
 }
 
+impl Condition {
+    /// Says among others that something is so, or is not, and why. Nothing moves if it was said before.
+    pub fn set(
+        all: &mut Vec<Condition>,
+        kind: &str,
+        status: bool,
+        reason: &str,
+        message: &str,
+        generation: u64,
+    ) {
+        let status = if status { "True" } else { "False" };
+        match all.iter_mut().find(|c| c.kind == kind) {
+            Some(condition) => {
+                if condition.status != status {
+                    status.clone_into(&mut condition.status);
+                    condition.last_transition_time = Timestamp::now();
+                }
+                reason.clone_into(&mut condition.reason);
+                message.clone_into(&mut condition.message);
+                condition.observed_generation = generation;
+            }
+            None => all.push(Condition {
+                kind: kind.to_owned(),
+                status: status.to_owned(),
+                reason: reason.to_owned(),
+                message: message.to_owned(),
+                last_transition_time: Timestamp::now(),
+                observed_generation: generation,
+            }),
+        }
+    }
+}
+
 /// An object of any kind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Column, Fields, Parts, Placement, Probe, Quantity, Resource, RestartPolicy, Tier,
+    Column, Fields, FirstBoot, Parts, Placement, Probe, Quantity, Resource, RestartPolicy, Tier,
     WorkloadStatus, probe,
 };
 
@@ -40,6 +40,9 @@ pub struct MicroVmSpec {
     /// Its networks, in order: one for each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<Port>,
+    /// What it is told when it starts for the first time, on a disk that is its last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_boot: Option<FirstBoot>,
     /// It has a vsock.
     #[serde(default)]
     pub vsock: bool,
@@ -102,6 +105,9 @@ pub struct Disk {
     /// Its size, if it begins empty or is to be larger than its base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Quantity>,
+    /// The name of a Volume of the same namespace that it is, instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
     /// The VM only reads it.
     #[serde(default)]
     pub readonly: bool,
@@ -159,6 +165,8 @@ impl Port {
     }
 }
 
+/// The disk that a VM is told by what it is.
+pub const SEED: &str = "cidata";
 /// What the monitor takes.
 const MAX_CPUS: u32 = 254;
 const MIN_MEMORY: u64 = 16 << 20;
@@ -198,6 +206,8 @@ impl Resource for MicroVM {
             fields.must(boot.cmdline.is_empty(), "spec.boot.cmdline", whole);
             let disks = "a clone has the disks of its snapshot: leave `disks` out";
             fields.must(spec.disks.is_empty(), "spec.disks", disks);
+            let told = "a clone has booted: let it ask the metadata service";
+            fields.must(spec.first_boot.is_none(), "spec.firstBoot", told);
         }
         let named =
             |path: &PathBuf| path.is_absolute() || path.to_str().is_some_and(super::is_name);
@@ -229,11 +239,26 @@ impl Resource for MicroVM {
                 &format!("{at}.name"),
                 "it must be of a-z, 0-9 and -",
             );
-            fields.must(
-                disk.base.is_some() || disk.image.is_some() || disk.size.is_some(),
-                &at,
-                "give a base image, or a size for an empty disk",
-            );
+            let own = disk.base.is_some() || disk.image.is_some() || disk.size.is_some();
+            match &disk.volume {
+                None => fields.must(
+                    own,
+                    &at,
+                    "give a base image, a volume, or a size for an empty disk",
+                ),
+                Some(volume) => {
+                    let named = format!("{at}.volume");
+                    fields.must(super::is_name(volume), &named, "it must be a volume's name");
+                    fields.must(
+                        !own,
+                        &named,
+                        "a volume has a size and content of its own: leave the others out",
+                    );
+                    let mut before = spec.disks[..n].iter();
+                    let twice = before.any(|other| other.volume.as_ref() == Some(volume));
+                    fields.must(!twice, &named, "another disk is this volume");
+                }
+            }
             fields.must(
                 disk.base.is_none() || disk.image.is_none(),
                 &format!("{at}.image"),
@@ -252,6 +277,15 @@ impl Resource for MicroVM {
             );
             let twice = spec.disks[..n].iter().any(|other| other.name == disk.name);
             fields.must(!twice, &format!("{at}.name"), "another disk has this name");
+        }
+        if let Some(first) = &spec.first_boot {
+            first.check(fields);
+            let taken = spec.disks.iter().any(|disk| disk.name == SEED);
+            fields.must(
+                !taken,
+                "spec.disks",
+                "`cidata` is the name of the disk for `firstBoot`",
+            );
         }
         Port::check_all(&spec.networks, fields);
         let reach = probe::Reach {

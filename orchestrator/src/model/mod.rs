@@ -5,6 +5,7 @@ mod baremetal;
 mod container;
 mod event;
 mod fields;
+mod firstboot;
 mod host;
 mod kind;
 mod meta;
@@ -14,12 +15,14 @@ mod probe;
 mod quantity;
 mod time;
 mod token;
+mod volume;
 mod workload;
 
 pub use baremetal::{BareMetal, BareMetalSpec};
-pub use container::{Container, ContainerSpec, Volume};
+pub use container::{Container, ContainerSpec, Volume as Directory};
 pub use event::{Event, EventBody, ObjectReference};
 pub use fields::{FieldError, Fields};
+pub use firstboot::FirstBoot;
 pub use host::{Host, HostSpec, HostStatus, Taint};
 pub use kind::{Cell, Column, GROUP, KINDS, Kind, Parts, Resource, VERSION, kind_of, named};
 pub use meta::{
@@ -27,12 +30,16 @@ pub use meta::{
     is_name, typed, untyped,
 };
 use microvm::is_image;
-pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port};
+pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port, SEED};
 pub use namespace::Namespace;
 pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};
 pub use quantity::Quantity;
 pub use time::{Timestamp, age};
 pub use token::{Token, TokenSpec, TokenStatus, duration};
+pub use volume::{
+    SnapshotPhase, Volume, VolumePhase, VolumeSnapshot, VolumeSnapshotSpec, VolumeSnapshotStatus,
+    VolumeSource, VolumeSpec, VolumeStatus,
+};
 pub(crate) use workload::workload_columns;
 pub use workload::{
     AGENT, MOST, Phase, Placement, Priority, RestartPolicy, Tier, Toleration, WorkloadStatus,

@@ -135,27 +135,14 @@ impl WorkloadStatus {
         message: &str,
         generation: u64,
     ) {
-        let status = if status { "True" } else { "False" };
-        let found = self.conditions.iter_mut().find(|c| c.kind == kind);
-        match found {
-            Some(condition) => {
-                if condition.status != status {
-                    status.clone_into(&mut condition.status);
-                    condition.last_transition_time = Timestamp::now();
-                }
-                reason.clone_into(&mut condition.reason);
-                message.clone_into(&mut condition.message);
-                condition.observed_generation = generation;
-            }
-            None => self.conditions.push(Condition {
-                kind: kind.to_owned(),
-                status: status.to_owned(),
-                reason: reason.to_owned(),
-                message: message.to_owned(),
-                last_transition_time: Timestamp::now(),
-                observed_generation: generation,
-            }),
-        }
+        Condition::set(
+            &mut self.conditions,
+            kind,
+            status,
+            reason,
+            message,
+            generation,
+        );
     }
 
     /// Whether something is known to be so.

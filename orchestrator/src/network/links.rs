@@ -14,8 +14,8 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::Mac;
 use super::netlink::Netlink;
+use super::{METADATA, Mac};
 
 /// What IFLA_INFO_DATA of a tun or tap has under this number: whether it has several queues
 /// (IFLA_TUN_MULTI_QUEUE of <linux/if_link.h>).
@@ -163,6 +163,31 @@ impl Netlink {
 
     /// Gives a link an IPv4 address, and takes all others away.
     pub fn set_address(&mut self, index: u32, address: Ipv4Addr, len: u8) -> io::Result<()> {
+        self.add_address(index, address, len)?;
+        let mut all = AddressMessage::default();
+        all.header.family = AddressFamily::Inet;
+        for found in self.list(RouteNetlinkMessage::GetAddress(all))? {
+            let RouteNetlinkMessage::NewAddress(found) = found else {
+                continue;
+            };
+            let is = |address| {
+                found
+                    .attributes
+                    .contains(&AddressAttribute::Local(IpAddr::V4(address)))
+            };
+            let is_wanted = found.header.prefix_len == len && is(address) || is(METADATA);
+            if found.header.index == index && !is_wanted {
+                match self.tell(RouteNetlinkMessage::DelAddress(found), 0) {
+                    Err(e) if e.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives an interface one more address.
+    pub fn add_address(&mut self, index: u32, address: Ipv4Addr, len: u8) -> io::Result<()> {
         let mut wanted = AddressMessage::default();
         wanted.header.family = AddressFamily::Inet;
         wanted.header.index = index;
@@ -177,23 +202,7 @@ impl Netlink {
         self.tell(
             RouteNetlinkMessage::NewAddress(wanted),
             NLM_F_CREATE | NLM_F_REPLACE,
-        )?;
-        let mut all = AddressMessage::default();
-        all.header.family = AddressFamily::Inet;
-        for found in self.list(RouteNetlinkMessage::GetAddress(all))? {
-            let RouteNetlinkMessage::NewAddress(found) = found else {
-                continue;
-            };
-            let local = AddressAttribute::Local(IpAddr::V4(address));
-            let is_wanted = found.header.prefix_len == len && found.attributes.contains(&local);
-            if found.header.index == index && !is_wanted {
-                match self.tell(RouteNetlinkMessage::DelAddress(found), 0) {
-                    Err(e) if e.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
-                    other => other?,
-                }
-            }
-        }
-        Ok(())
+        )
     }
 
     /// All IPv4 addresses of this host.

@@ -37,6 +37,8 @@ use self::port::Port;
 
 /// The bridge.
 const BRIDGE: &str = "skerry0";
+/// Where workloads ask who they are, whichever bridge they are on.
+pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// A container's end of its port.
 const INNER: &str = "eth0";
 
@@ -238,6 +240,8 @@ impl DefaultNetwork {
         changed.map_err(system(format!("set up bridge `{BRIDGE}`")))?;
         let given = netlink.set_address(bridge.index, gateway, self.subnet.prefix());
         given.map_err(system(format!("give `{BRIDGE}` the address {gateway}")))?;
+        let given = netlink.add_address(bridge.index, METADATA, 32);
+        given.map_err(system(format!("give `{BRIDGE}` the address {METADATA}")))?;
         Ok(bridge.index)
     }
 

@@ -15,6 +15,7 @@ use super::container::{
     Runtime as Maker, State,
 };
 use super::{End, Images, Life, Ports, Runtime, RuntimeError, Volumes, streaming, system};
+use crate::firstboot::Seed;
 use crate::model::{Container, Object, Placement, RestartPolicy, typed};
 
 /// How long is waited for an end before it is asked again.
@@ -123,7 +124,17 @@ impl Runtime for Shims {
         };
         let (id, own) = (uid.clone(), wanted.volumes.clone());
         let volumes = self.volumes.clone();
-        let mounts = spawn_blocking(move || volumes.ensure(&id, &own)).await;
+        let seed = wanted.first_boot.as_ref();
+        let seed = seed.map(|first| Seed::of(object, first, Vec::new()));
+        let hostname = seed.as_ref().map_or(name, |seed| seed.hostname.clone());
+        let mounts = spawn_blocking(move || {
+            let mut mounts = volumes.ensure(&id, &own)?;
+            if let Some(seed) = &seed {
+                mounts.extend(volumes.tell(&id, seed)?);
+            }
+            Ok::<_, RuntimeError>(mounts)
+        })
+        .await;
         let mounts =
             mounts.map_err(|e| RuntimeError::Unfit(format!("its thread ended: {e}")))??;
         let declared = made_of(&wanted, &mounts);
@@ -156,7 +167,7 @@ impl Runtime for Shims {
                     command: some(wanted.command),
                     args: some(wanted.args),
                     env: env.into_iter().collect(),
-                    hostname: Some(name),
+                    hostname: Some(hostname),
                     user: Some(wanted.user).filter(|user| !user.is_empty()),
                     working_dir: wanted.working_dir,
                     read_only: wanted.read_only,

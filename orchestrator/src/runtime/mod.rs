@@ -21,11 +21,13 @@ pub use claims::Claims;
 pub use containers::Shims;
 pub use images::Images;
 pub use ports::Ports;
-pub use vm::{Pool, Vmm, Vms};
+pub use vm::{Pool, Vmm, Vms, monitor_of};
 pub use volumes::Volumes;
 
+use crate::firstboot::SeedError;
 use crate::model::{FieldError, Object};
 use crate::network::NetworkError;
+use crate::volumes::VolumeError;
 
 /// What is with a workload on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,6 +94,15 @@ pub enum RuntimeError {
     /// Its network cannot be.
     #[error("its network cannot be made")]
     Network(#[source] NetworkError),
+    /// Something else has to happen first; it is tried again.
+    #[error("{0}")]
+    Waits(String),
+    /// Its volumes cannot be used.
+    #[error("its volumes cannot be used")]
+    Volumes(#[source] VolumeError),
+    /// It cannot be told what it is.
+    #[error("what it is told at its first boot cannot be written")]
+    FirstBoot(#[from] SeedError),
     /// It ended before it ran.
     #[error("it ended at once: {0}")]
     Stillborn(String),

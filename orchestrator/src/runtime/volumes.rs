@@ -7,7 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::container::MountSpec;
 use super::{RuntimeError, system};
-use crate::model::Volume;
+use crate::firstboot::{Seed, write_files};
+use crate::model::Directory as Volume;
+
+/// The folder of what a container is told: no volume has this name.
+const TOLD: &str = ".first-boot";
 
 /// The volumes of a host's containers. Its calls block.
 #[derive(Clone)]
@@ -65,6 +69,17 @@ impl Volumes {
             "the host does not share {shown}: start `skerry up` with --share and a directory above it"
         );
         Err(RuntimeError::Unfit(what))
+    }
+
+    /// Writes what a container is told of itself; where it is read.
+    pub(super) fn tell(&self, uid: &str, seed: &Seed) -> Result<Vec<MountSpec>, RuntimeError> {
+        let files = write_files(&self.root.join(uid).join(TOLD), seed)?;
+        let mounts = files.into_iter().map(|(source, target)| MountSpec::Bind {
+            source,
+            target,
+            read_only: true,
+        });
+        Ok(mounts.collect())
     }
 
     /// Removes a container's own.

@@ -28,6 +28,8 @@ const MOST_GRACE: Duration = Duration::from_secs(3600);
 const AGAIN: Duration = Duration::from_secs(5);
 /// Between looks whether others have left.
 const LEFT: Duration = Duration::from_millis(200);
+/// Between looks whether what it waits for has happened.
+const WAITING: Duration = Duration::from_secs(1);
 /// Between attempts when the store does not answer.
 const REST: Duration = Duration::from_secs(1);
 
@@ -336,6 +338,7 @@ impl Task {
         let status = &mut wanted.status;
         match self.desk.runtime.start(&self.object).await {
             Ok(addresses) => status.addresses = addresses,
+            Err(RuntimeError::Waits(why)) => return self.waits(wanted.status, &why).await,
             Err(e) => return self.fails(wanted.status, "NotStarted", &e).await,
         }
         self.end_told = false;
@@ -346,6 +349,17 @@ impl Task {
         // What was known of the run before is not known of this one.
         status.condition("Ready", false, "Starting", "", self.tried);
         self.runs(wanted).await
+    }
+
+    /// It cannot start before something else has happened.
+    async fn waits(&mut self, mut status: WorkloadStatus, why: &str) -> Result<Next, ApiError> {
+        if !status.conditions.iter().any(|c| c.message == why) {
+            self.tell(Tone::Warning, "Waiting", why).await;
+        }
+        status.phase = Phase::Pending;
+        status.condition("Ready", false, "Waiting", why, self.tried);
+        self.say(status).await?;
+        Ok(Next::After(WAITING))
     }
 
     /// It runs, as it should.

@@ -13,12 +13,14 @@ pub use pki::PkiError;
 pub use state::State;
 
 use crate::api::{ApiError, Listening, Objects, router, sweep};
+use crate::metadata::Metadata;
 use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
 use crate::network::{NetworkError, Subnet};
 use crate::runtime::container::ContainerError;
-use crate::runtime::{Claims, Images, Pool, Ports, Shims, Vmm, Vms};
+use crate::runtime::{Claims, Images, Pool, Ports, Shims, Vmm, Vms, monitor_of};
 use crate::site::{Agent, AgentError, Owners, Placer, Runtimes};
 use crate::store::{Embedded, StoreError};
+use crate::volumes::{Blocks, Keeper};
 
 /// How a host is run.
 #[derive(Debug, Clone)]
@@ -124,7 +126,22 @@ async fn serve(options: Options) -> Result<(), UpError> {
     )?;
     let vmm = Arc::new(Vmm::new(&vmm, options.probe));
     let pool = Arc::new(Pool::new(&state.warm(), vmm.clone(), options.warm));
-    let vms = Arc::new(Vms::new(&state.vms(), vmm, pool.clone(), ports, images));
+    let homes = state.vms();
+    let blocks = Arc::new(Blocks::new(
+        objects.clone(),
+        &options.host,
+        state.path(),
+        move |uid| monitor_of(&homes, uid),
+    ));
+    let vms = Vms::new(
+        &state.vms(),
+        vmm,
+        pool.clone(),
+        ports,
+        images,
+        blocks.clone(),
+    );
+    let vms = Arc::new(vms);
     let runtimes = Runtimes::default()
         .with::<MicroVM>(vms)
         .with::<Container>(Arc::new(shims))
@@ -149,6 +166,8 @@ async fn serve(options: Options) -> Result<(), UpError> {
     agent.register().await?;
     tokio::spawn(agent.run());
     tokio::spawn(owners.run());
+    tokio::spawn(Keeper::new(blocks).run());
+    tokio::spawn(Metadata::new(swept.clone(), &options.host).run());
     let keeping = pool.clone();
     let keeping = tokio::spawn(async move { keeping.keep().await });
     tokio::spawn(sweep(swept));

@@ -36,7 +36,15 @@ impl State {
         }
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        for part in ["", "pki", "vms", "warm", "containers"] {
+        for part in [
+            "",
+            "pki",
+            "vms",
+            "warm",
+            "containers",
+            "volumes",
+            "volume-snapshots",
+        ] {
             let part = path.join(part);
             builder
                 .create(&part)
@@ -64,6 +72,11 @@ impl State {
             system("hold", path.display())(e)
         })?;
         Ok(State { path, _held: held })
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The store's file.

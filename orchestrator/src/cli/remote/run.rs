@@ -1,6 +1,6 @@
 //! `skerry run`: a workload in one line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -62,9 +62,62 @@ struct RunVm {
     /// A disk on this image of the host's store, before those of files; repeatable
     #[arg(long, value_name = "NAME[:TAG]")]
     image: Vec<String>,
+    /// A volume as a disk; repeatable
+    #[arg(long, value_name = "NAME")]
+    volume: Vec<String>,
+    /// A network that it is on
+    #[arg(long, value_name = "NAME")]
+    network: Vec<String>,
+    #[command(flatten)]
+    told: Told,
     /// Start it again when it ends: Always, OnFailure, Never
     #[arg(long, value_name = "WHEN", default_value = "Always")]
     restart: String,
+}
+
+/// What cloud-init finds on the VM's last disk.
+#[derive(Debug, Args)]
+struct Told {
+    /// A file of public keys whose owners may log in, such as ~/.ssh/id_ed25519.pub; repeatable
+    #[arg(long, value_name = "FILE")]
+    ssh_key: Vec<PathBuf>,
+    /// What its host is called [default: its name]
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// What its cloud-init is to do
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
+}
+
+impl Told {
+    /// The field `firstBoot`; none if nothing of it is said.
+    fn first_boot(&self) -> Result<Option<Value>, Failure> {
+        let said = self.hostname.is_some() || self.user_data.is_some() || !self.ssh_key.is_empty();
+        if !said {
+            return Ok(None);
+        }
+        let mut keys = Vec::new();
+        for file in &self.ssh_key {
+            let text = text_of(file)?;
+            let lines = text.lines().map(str::trim);
+            let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+            keys.extend(lines.map(str::to_owned));
+        }
+        let user_data = self.user_data.as_deref().map(text_of).transpose()?;
+        let mut first = json!({"sshKeys": keys});
+        if let Some(name) = &self.hostname {
+            first["hostname"] = name.as_str().into();
+        }
+        if let Some(text) = user_data {
+            first["userData"] = text.into();
+        }
+        Ok(Some(first))
+    }
+}
+
+fn text_of(file: &Path) -> Result<String, Failure> {
+    let read = std::fs::read_to_string(file);
+    read.map_err(|e| Failure::Asked(format!("cannot read {}: {e}", file.display())))
 }
 
 #[derive(Debug, Args)]
@@ -101,7 +154,8 @@ fn image(path: PathBuf) -> PathBuf {
 }
 
 impl RunVm {
-    fn spec(self) -> Value {
+    fn spec(self) -> Result<Value, Failure> {
+        let told = self.told.first_boot()?;
         let mut boot = Map::new();
         for (name, path) in [
             ("kernel", self.kernel),
@@ -118,17 +172,26 @@ impl RunVm {
             .disk
             .into_iter()
             .map(|path| json!({"base": absolute(path)}));
-        let disks = images.chain(files).enumerate().map(|(n, mut disk)| {
+        let named = images.chain(files).enumerate().map(|(n, mut disk)| {
             disk["name"] = format!("disk{n}").into();
             disk
         });
-        json!({
+        let mut disks: Vec<Value> = named.collect();
+        let volumes = self.volume.iter();
+        disks.extend(volumes.map(|name| json!({"name": name, "volume": name})));
+        let networks = self.network.iter().map(|name| json!({"network": name}));
+        let mut spec = json!({
             "cpus": self.cpus,
             "memory": self.memory,
             "boot": boot,
-            "disks": disks.collect::<Vec<_>>(),
+            "disks": disks,
+            "networks": networks.collect::<Vec<_>>(),
             "restartPolicy": self.restart,
-        })
+        });
+        if let Some(told) = told {
+            spec["firstBoot"] = told;
+        }
+        Ok(spec)
     }
 }
 
@@ -137,7 +200,7 @@ impl Run {
     pub fn run(self) -> ExitCode {
         ask(&self.remote.clone(), async move |client| {
             let (of, name, spec) = match self.what {
-                What::Vm(vm) => ("microvms", vm.name.clone(), vm.spec()),
+                What::Vm(vm) => ("microvms", vm.name.clone(), vm.spec()?),
                 What::Container(container) => {
                     let spec = json!({
                         "image": image(container.image),

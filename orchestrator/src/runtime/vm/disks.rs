@@ -5,19 +5,61 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use skerry_images::Error;
+use skerry_images::chain::LayerSpec;
 use skerry_images::io::{FileOptions, ImageFile, Port, block_on};
 use skerry_images::qcow2::{CreateOptions, create, read_header};
 
 use super::home::Home;
-use crate::model::{Disk, DiskFormat, MicroVmSpec};
+use crate::firstboot::{Seed, write_disk};
+use crate::model::{Disk, DiskFormat, MicroVmSpec, SEED};
 use crate::runtime::{RuntimeError, system};
+use crate::volumes::Chains;
 
-/// What the monitor is told of each disk: its flag.
-pub fn ensure(home: &Home, spec: &MicroVmSpec) -> Result<Vec<String>, RuntimeError> {
-    spec.disks
+/// What the monitor is told of each disk: its flag. Those that are volumes are in `chains`.
+pub fn ensure(
+    home: &Home,
+    spec: &MicroVmSpec,
+    chains: &Chains,
+) -> Result<Vec<String>, RuntimeError> {
+    let one = |disk: &Disk| match chains.get(&disk.name) {
+        Some(layers) => volume(disk, layers),
+        None => ensure_one(home, disk),
+    };
+    spec.disks.iter().map(one).collect()
+}
+
+/// The flag of a disk that is a volume.
+fn volume(disk: &Disk, layers: &[LayerSpec]) -> Result<String, RuntimeError> {
+    for layer in layers {
+        quotable(&disk.name, &layer.path)?;
+    }
+    let mut below = layers
         .iter()
-        .map(|disk| ensure_one(home, disk))
-        .collect()
+        .map(|layer| format!("{}:{}", layer.format.name(), layer.path.display()));
+    // It always has a layer of its own on top.
+    let _top = below.next();
+    let below: Vec<String> = below.collect();
+    let path = layers.first().map(|top| top.path.display().to_string());
+    let (id, path) = (&disk.name, path.unwrap_or_default());
+    let below = match below.is_empty() {
+        true => String::new(),
+        false => format!(",backing=[{}]", below.join(",")),
+    };
+    let readonly = if disk.readonly { ",readonly=on" } else { "" };
+    Ok(format!(
+        "path={path},image_type=qcow2{below}{readonly},id={id},serial={id}"
+    ))
+}
+
+/// The flag of the disk that tells a VM what it is, which is its last.
+pub fn seed(home: &Home, seed: Option<&Seed>) -> Result<Option<String>, RuntimeError> {
+    let Some(seed) = seed else { return Ok(None) };
+    let path = home.seed();
+    write_disk(&path, seed)?;
+    let path = path.display();
+    Ok(Some(format!(
+        "path={path},image_type=raw,readonly=on,id={SEED},serial={SEED}"
+    )))
 }
 
 fn ensure_one(home: &Home, disk: &Disk) -> Result<String, RuntimeError> {

@@ -86,6 +86,11 @@ impl Home {
         self.0.join(format!("disk-{name}.qcow2"))
     }
 
+    /// The disk that tells it what it is.
+    pub fn seed(&self) -> PathBuf {
+        self.0.join("seed.img")
+    }
+
     /// A folder for the layers of a clone.
     pub fn layers(&self) -> PathBuf {
         self.0.join("layers")

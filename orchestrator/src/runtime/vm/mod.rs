@@ -29,8 +29,10 @@ use self::monitor::Monitor;
 pub use self::monitor::Vmm;
 pub use self::pool::Pool;
 use super::{End, Images, Life, Ports, Runtime, RuntimeError, guest, system};
+use crate::firstboot::{Seed, Told};
 use crate::model::{MicroVM, MicroVmSpec, Object, typed};
 use crate::network::Tap;
+use crate::volumes::{Blocks, Chains, VolumeError};
 
 /// How long a monitor may take until it answers.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -50,18 +52,20 @@ pub struct Vms {
     pool: Arc<Pool>,
     ports: Arc<Ports>,
     images: Images,
+    blocks: Arc<Blocks>,
     monitors: Mutex<HashMap<String, Monitor>>,
 }
 
 impl Vms {
-    /// Those with folders in `root`, run by `vmm`; clones get monitors of the `pool` if any wait there, and disks the
-    /// `images` of the host's store that they name.
+    /// Those with folders in `root`, run by `vmm`; clones get monitors of the `pool` if any wait there. Disks may be
+    /// `images` of the host's store, and volumes of `blocks`.
     pub fn new(
         root: &Path,
         vmm: Arc<Vmm>,
         pool: Arc<Pool>,
         ports: Arc<Ports>,
         images: Images,
+        blocks: Arc<Blocks>,
     ) -> Vms {
         Vms {
             root: root.to_owned(),
@@ -69,6 +73,7 @@ impl Vms {
             pool,
             ports,
             images,
+            blocks,
             monitors: Mutex::new(HashMap::new()),
         }
     }
@@ -116,6 +121,7 @@ impl Vms {
     async fn launch(&self, object: &Object) -> Result<Vec<String>, RuntimeError> {
         let vm: MicroVM = typed(object).map_err(RuntimeError::Field)?;
         let (uid, spec) = (&object.meta.uid, vm.spec);
+        let chains = self.blocks.claim(object, &spec).await.map_err(unclaimed)?;
         let home = self.home(uid);
         let (ports, declared, mut wanted) = (self.ports.clone(), object.clone(), spec.clone());
         let images = self.images.clone();
@@ -135,7 +141,7 @@ impl Vms {
             }
             None => {
                 let port = port.map(|(tap, _, words)| (tap, words));
-                self.boot(uid, &home, spec, port).await?;
+                self.boot(object, &home, spec, port, chains).await?;
             }
         }
         self.confine(uid, share).await;
@@ -160,17 +166,26 @@ impl Vms {
     /// Boots a kernel.
     async fn boot(
         &self,
-        uid: &str,
+        object: &Object,
         home: &Home,
         spec: MicroVmSpec,
         port: Option<(Tap, String)>,
+        chains: Chains,
     ) -> Result<(), RuntimeError> {
         home.make().map_err(system("make the VM's folder"))?;
+        let uid = &object.meta.uid;
         let (folder, mut wanted) = (home.clone(), spec.clone());
         let (images, owned) = (self.images.clone(), uid.to_owned());
+        let told = port
+            .iter()
+            .map(|(tap, words)| Told::of(&tap.mac.to_string(), words));
+        let seed = spec.first_boot.as_ref();
+        let seed = seed.map(|first| Seed::of(object, first, told.collect()));
         let disks = tokio::task::spawn_blocking(move || {
             images.resolve(&owned, &mut wanted)?;
-            disks::ensure(&folder, &wanted)
+            let mut flags = disks::ensure(&folder, &wanted, &chains)?;
+            flags.extend(disks::seed(&folder, seed.as_ref())?);
+            Ok::<_, RuntimeError>(flags)
         });
         let disks = disks.await.map_err(|e| system("make disks")(e.into()))??;
         let mut arguments = monitor::arguments(home, &spec, &disks)?;
@@ -178,7 +193,7 @@ impl Vms {
             monitor::add_network(&mut arguments, &tap, &words);
         }
         let monitor = self.vmm.start(home, &arguments)?;
-        self.monitors.lock().insert(uid.to_owned(), monitor.clone());
+        self.monitors.lock().insert(uid.clone(), monitor.clone());
         let started = self.answers(home, &monitor).await;
         if started.is_err() {
             monitor.kill();
@@ -270,6 +285,20 @@ impl Vms {
     }
 }
 
+/// The socket of the monitor that has a VM's folder in `root`, if one has.
+pub fn monitor_of(root: &Path, uid: &str) -> Option<PathBuf> {
+    let home = Home::new(root, uid);
+    home.is_taken().then(|| home.socket())
+}
+
+/// Why a VM cannot have its volumes.
+fn unclaimed(error: VolumeError) -> RuntimeError {
+    match error {
+        VolumeError::Waits(what) => RuntimeError::Waits(what),
+        error => RuntimeError::Volumes(error),
+    }
+}
+
 /// Who does not finish an answer, or says so, is ending: waits until it has, so that it is known how.
 async fn settle<T>(monitor: &Monitor, asked: &Result<Result<T, ClientError>, Elapsed>) {
     let is_ending = |e: &ClientError| {
@@ -342,6 +371,7 @@ impl Runtime for Vms {
         let removed = tokio::task::spawn_blocking(move || cgroup::remove(&owned)).await;
         let removed = removed.unwrap_or_else(|e| Err(e.into()));
         removed.map_err(system("remove the VM's cgroup"))?;
+        self.blocks.ended(uid).await;
         home.forget_run().map_err(system("clean the VM's folder"))
     }
 
