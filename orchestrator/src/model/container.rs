@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Column, Fields, Parts, Placement, Port, Probe, Quantity, Resource, RestartPolicy,
+    Column, Fields, Parts, Placement, Port, Probe, Published, Quantity, Resource, RestartPolicy,
     WorkloadStatus, probe,
 };
 
@@ -53,6 +53,9 @@ pub struct ContainerSpec {
     /// Its networks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<Port>,
+    /// Ports of the host that are its.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Published>,
     /// What happens when it ends.
     #[serde(default)]
     pub restart_policy: RestartPolicy,
@@ -150,6 +153,7 @@ impl Resource for Container {
         fields.must(absolute, "spec.workingDir", "it must be an absolute path");
         Volume::check_all(&spec.volumes, fields);
         Port::check_all(&spec.networks, fields);
+        Published::check_all(&spec.publish, &spec.networks, fields);
         let reach = probe::Reach {
             commands: true,
             vsock: false,

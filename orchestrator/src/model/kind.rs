@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 use super::meta::parse;
 use super::{
-    BareMetal, Container, Event, FieldError, Fields, Host, MicroVM, Namespace, Object, Token,
+    BareMetal, Container, ElasticAddress, Event, FieldError, Fields, Host, MicroVM, Namespace,
+    Object, Service, Token,
 };
 
 /// The group of our own kinds.
@@ -117,6 +118,8 @@ pub static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| {
         Kind::of::<Namespace>(),
         Kind::of::<Event>(),
         Kind::of::<Token>(),
+        Kind::of::<Service>(),
+        Kind::of::<ElasticAddress>(),
     ]
 });
 
@@ -239,6 +242,8 @@ mod tests {
             kind_of::<Namespace>(),
             kind_of::<Event>(),
             kind_of::<Token>(),
+            kind_of::<Service>(),
+            kind_of::<ElasticAddress>(),
         ];
         assert_eq!(found.len(), KINDS.len());
         let names = KINDS.iter().flat_map(|kind| [kind.plural, kind.singular]);

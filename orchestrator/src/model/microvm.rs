@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Column, Fields, Parts, Placement, Probe, Quantity, Resource, RestartPolicy, Tier,
+    Column, Fields, Parts, Placement, Probe, Published, Quantity, Resource, RestartPolicy, Tier,
     WorkloadStatus, probe,
 };
 
@@ -40,6 +40,9 @@ pub struct MicroVmSpec {
     /// Its networks, in order: one for each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<Port>,
+    /// Ports of the host that are its.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Published>,
     /// It has a vsock.
     #[serde(default)]
     pub vsock: bool,
@@ -229,6 +232,7 @@ impl Resource for MicroVM {
             fields.must(!twice, &format!("{at}.name"), "another disk has this name");
         }
         Port::check_all(&spec.networks, fields);
+        Published::check_all(&spec.publish, &spec.networks, fields);
         let reach = probe::Reach {
             commands: false,
             // A clone has the vsock of its snapshot, wherever that is.

@@ -3,6 +3,7 @@
 
 mod baremetal;
 mod container;
+mod elastic;
 mod event;
 mod fields;
 mod host;
@@ -11,13 +12,16 @@ mod meta;
 mod microvm;
 mod namespace;
 mod probe;
+mod publish;
 mod quantity;
+mod service;
 mod time;
 mod token;
 mod workload;
 
 pub use baremetal::{BareMetal, BareMetalSpec};
 pub use container::{Container, ContainerSpec, Volume};
+pub use elastic::{ElasticAddress, ElasticSpec, ElasticStatus, Target};
 pub use event::{Event, EventBody, ObjectReference};
 pub use fields::{FieldError, Fields};
 pub use host::{Host, HostSpec, HostStatus, Taint};
@@ -29,10 +33,12 @@ pub use meta::{
 pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port};
 pub use namespace::Namespace;
 pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};
+pub use publish::{Protocol, Published, PublishedError};
 pub use quantity::Quantity;
+pub use service::{Endpoint, HealthCheck, Service, ServicePort, ServiceSpec, ServiceStatus};
 pub use time::{Timestamp, age};
 pub use token::{Token, TokenSpec, TokenStatus, duration};
 pub(crate) use workload::workload_columns;
 pub use workload::{
-    AGENT, MOST, Phase, Placement, Priority, RestartPolicy, Tier, Toleration, WorkloadStatus,
+    AGENT, MOST, Phase, Placement, Priority, RestartPolicy, Tier, Toleration, WorkloadStatus, say,
 };

@@ -11,6 +11,7 @@ use super::apply::apply;
 use super::manifest::Declared;
 use super::wait::until_ready;
 use super::{Failure, Remote, ask, kind};
+use crate::model::Published;
 
 /// Run a VM or a container
 #[derive(Debug, Args)]
@@ -62,6 +63,9 @@ struct RunVm {
     /// Start it again when it ends: Always, OnFailure, Never
     #[arg(long, value_name = "WHEN", default_value = "Always")]
     restart: String,
+    /// Let a port of the host be its, such as 8080:80 or 5353:53/udp; repeatable
+    #[arg(short, long, value_name = "[IP:]HOSTPORT:PORT[/udp]")]
+    publish: Vec<Published>,
 }
 
 #[derive(Debug, Args)]
@@ -82,11 +86,22 @@ struct RunContainer {
     /// Start it again when it ends: Always, OnFailure, Never
     #[arg(long, value_name = "WHEN", default_value = "Always")]
     restart: String,
+    /// Let a port of the host be its, such as 8080:80 or 5353:53/udp; repeatable
+    #[arg(short, long, value_name = "[IP:]HOSTPORT:PORT[/udp]")]
+    publish: Vec<Published>,
 }
 
 /// As the host sees it.
 fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
+}
+
+/// Who has a port of the host has an address for it.
+fn networks(publish: &[Published]) -> Value {
+    match publish.is_empty() {
+        true => json!([]),
+        false => json!([{"network": "default"}]),
+    }
 }
 
 impl RunVm {
@@ -112,6 +127,8 @@ impl RunVm {
             "memory": self.memory,
             "boot": boot,
             "disks": disks.collect::<Vec<_>>(),
+            "networks": networks(&self.publish),
+            "publish": self.publish,
             "restartPolicy": self.restart,
         })
     }
@@ -129,6 +146,8 @@ impl Run {
                         "command": container.command,
                         "cpu": container.cpu,
                         "memory": container.memory,
+                        "networks": networks(&container.publish),
+                        "publish": container.publish,
                         "restartPolicy": container.restart,
                     });
                     ("containers", container.name, spec)
