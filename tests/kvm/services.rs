@@ -100,7 +100,17 @@ fn exec(host: &Host, name: &str, script: &str) -> bool {
     let words = [
         "shim", "exec", "--root", &root, "--id", &uid, "--", "sh", "-c", script,
     ];
-    host.skerry(&words).good
+    let said = host.skerry(&words);
+    if !said.good {
+        println!("{name}: {script}: {said:?}");
+    }
+    said.good
+}
+
+/// What a container asks, and who is to answer. (Debian's static busybox cannot run its wget.)
+fn asks(address: &str, port: u16, wanted: &str) -> String {
+    let request = r"printf 'GET / HTTP/1.0\r\n\r\n'";
+    format!("{request} | busybox nc -w 5 {address} {port} | grep -qE '{wanted}'")
 }
 
 #[test]
@@ -130,7 +140,7 @@ fn a_published_port_is_its_workloads_until_it_goes() {
     });
     until_answered(outside.namespace(), port, "first");
     // Its neighbour reaches it by the host, too.
-    let ask = format!("busybox wget -q -T 5 -O - http://{HOST}:8080 | grep -q first");
+    let ask = asks(HOST, 8080, "first");
     host.until_phase("container", "second", "Running");
     assert!(exec(&host, "second", &ask), "a neighbour is not answered");
     // Whoever deletes the rules, and whoever dies.
@@ -200,7 +210,7 @@ fn a_pair_serves_on_when_one_of_it_dies() {
         (heard == all).then_some(())
     });
     // A workload uses its address, and nobody else does.
-    let ask = format!("busybox wget -q -T 5 -O - http://{address} | grep -qE 'one|two'");
+    let ask = asks(address, 80, "one|two");
     host.until_phase("container", "client", "Running");
     eventually("a neighbour is answered", SHORT, || {
         exec(&host, "client", &ask).then_some(())
@@ -257,8 +267,7 @@ fn an_elastic_address_is_its_workloads_both_ways() {
     const ELASTIC: &str = "203.0.113.7";
     let (host, site) = (Host::apart(), Site::new());
     let outside = Outside::of(&host);
-    let route = ["route", "add", ELASTIC, "dev", "eth0"];
-    skerry_tests::tap::ip(&[&["-n", outside.namespace()], &route[..]].concat());
+    outside.expects_near(ELASTIC);
     let text = [
         container("one", &site, ""),
         container("two", &site, ""),

@@ -79,6 +79,11 @@ impl Outside {
         outside
     }
 
+    /// Lets it look for an address at the other end of its own uplink.
+    pub fn expects_near(&self, address: &str) {
+        ip(&["-n", &self.name, "route", "add", address, "dev", "eth0"]);
+    }
+
     /// Its network namespace.
     pub fn namespace(&self) -> &str {
         &self.name
