@@ -39,6 +39,7 @@ mod restores;
 mod samples;
 mod scripted;
 mod served;
+mod services;
 mod snapshot_death;
 mod snapshot_streams;
 mod snapshots;

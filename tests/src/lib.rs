@@ -11,6 +11,8 @@ pub mod disk;
 pub mod host;
 pub mod inject;
 pub mod linux;
+pub mod nft;
+pub mod outside;
 pub mod random;
 pub mod receiver;
 pub mod registry;

@@ -33,6 +33,12 @@ pub struct Up {
     /// The addresses of the network `default`
     #[arg(long, value_name = "SUBNET", default_value_t = Subnet::default())]
     subnet: Subnet,
+    /// The addresses of services
+    #[arg(long, value_name = "SUBNET", default_value = "10.96.0.0/16")]
+    service_subnet: Subnet,
+    /// Let elastic addresses be of this subnet, and of no other that is not given (repeatable)
+    #[arg(long, value_name = "SUBNET")]
+    elastic: Vec<Subnet>,
     /// Keep so many monitors ready for clones of snapshots
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1000))]
     warm: u16,
@@ -57,6 +63,8 @@ impl Up {
             host: self.host.unwrap_or(name),
             oci_runtime: self.oci_runtime,
             subnet: self.subnet,
+            service_subnet: self.service_subnet,
+            elastic: self.elastic,
             share: self.share,
             probe: !self.no_probe,
             warm: self.warm.into(),

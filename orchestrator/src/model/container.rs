@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Column, Fields, FirstBoot, Parts, Placement, Port, Probe, Quantity, Resource, RestartPolicy,
-    WorkloadStatus, probe,
+    Column, Fields, FirstBoot, Parts, Placement, Port, Probe, Published, Quantity, Resource,
+    RestartPolicy, WorkloadStatus, probe,
 };
 
 /// A container.
@@ -56,6 +56,9 @@ pub struct ContainerSpec {
     /// Its networks.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<Port>,
+    /// Ports of the host that are its.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Published>,
     /// What happens when it ends.
     #[serde(default)]
     pub restart_policy: RestartPolicy,
@@ -156,6 +159,7 @@ impl Resource for Container {
             first.check(fields);
         }
         Port::check_all(&spec.networks, fields);
+        Published::check_all(&spec.publish, &spec.networks, fields);
         let reach = probe::Reach {
             commands: true,
             vsock: false,

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use super::meta::parse;
 use super::{
-    BareMetal, Container, Event, FieldError, Fields, Host, MicroVM, Namespace, Object, Token,
-    Volume, VolumeSnapshot,
+    BareMetal, Container, ElasticAddress, Event, FieldError, Fields, Host, MicroVM, Namespace,
+    Object, Service, Token, Volume, VolumeSnapshot,
 };
 
 /// The group of our own kinds.
@@ -124,6 +124,8 @@ pub static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| {
         Kind::of::<Token>(),
         Kind::of::<Volume>(),
         Kind::of::<VolumeSnapshot>(),
+        Kind::of::<Service>(),
+        Kind::of::<ElasticAddress>(),
     ]
 });
 
@@ -264,6 +266,8 @@ mod tests {
             kind_of::<Token>(),
             kind_of::<Volume>(),
             kind_of::<VolumeSnapshot>(),
+            kind_of::<Service>(),
+            kind_of::<ElasticAddress>(),
         ];
         assert_eq!(found.len(), KINDS.len());
         let names = KINDS.iter().flat_map(|kind| [kind.plural, kind.singular]);

@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Column, Fields, FirstBoot, Parts, Placement, Probe, Quantity, Resource, RestartPolicy, Tier,
-    WorkloadStatus, probe,
+    Column, Fields, FirstBoot, Parts, Placement, Probe, Published, Quantity, Resource,
+    RestartPolicy, Tier, WorkloadStatus, probe,
 };
 
 /// A microVM.
@@ -43,6 +43,9 @@ pub struct MicroVmSpec {
     /// What it is told when it starts for the first time, on a disk that is its last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_boot: Option<FirstBoot>,
+    /// Ports of the host that are its.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Published>,
     /// It has a vsock.
     #[serde(default)]
     pub vsock: bool,
@@ -288,6 +291,7 @@ impl Resource for MicroVM {
             );
         }
         Port::check_all(&spec.networks, fields);
+        Published::check_all(&spec.publish, &spec.networks, fields);
         let reach = probe::Reach {
             commands: false,
             // A clone has the vsock of its snapshot, wherever that is.

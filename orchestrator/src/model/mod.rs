@@ -3,6 +3,7 @@
 
 mod baremetal;
 mod container;
+mod elastic;
 mod event;
 mod fields;
 mod firstboot;
@@ -12,7 +13,9 @@ mod meta;
 mod microvm;
 mod namespace;
 mod probe;
+mod publish;
 mod quantity;
+mod service;
 mod time;
 mod token;
 mod volume;
@@ -20,6 +23,7 @@ mod workload;
 
 pub use baremetal::{BareMetal, BareMetalSpec};
 pub use container::{Container, ContainerSpec, Volume as Directory};
+pub use elastic::{ElasticAddress, ElasticSpec, ElasticStatus, Target};
 pub use event::{Event, EventBody, ObjectReference};
 pub use fields::{FieldError, Fields};
 pub use firstboot::FirstBoot;
@@ -33,7 +37,9 @@ use microvm::is_image;
 pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port, SEED};
 pub use namespace::Namespace;
 pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};
+pub use publish::{Protocol, Published, PublishedError};
 pub use quantity::Quantity;
+pub use service::{Endpoint, HealthCheck, Service, ServicePort, ServiceSpec, ServiceStatus};
 pub use time::{Timestamp, age};
 pub use token::{Token, TokenSpec, TokenStatus, duration};
 pub use volume::{

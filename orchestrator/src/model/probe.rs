@@ -79,6 +79,19 @@ pub struct HttpAction {
     pub port: u16,
 }
 
+impl HttpAction {
+    /// Says what is wrong with its path.
+    pub(super) fn check_path(&self, at: &str, fields: &mut Fields) {
+        let path = &self.path;
+        let printed = path.bytes().all(|byte| byte.is_ascii_graphic());
+        fields.must(
+            path.starts_with('/') && path.len() <= PATH && printed,
+            at,
+            "it must begin with /, be of printed ASCII characters, and have 2048 of them at most",
+        );
+    }
+}
+
 /// A TCP port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -161,13 +174,7 @@ impl Reach<'_> {
         }
         if let Some(http) = &probe.http_get {
             self.check_port(http.port.into(), &format!("{at}.httpGet"), fields);
-            let path = &http.path;
-            let printed = path.bytes().all(|byte| byte.is_ascii_graphic());
-            fields.must(
-                path.starts_with('/') && path.len() <= PATH && printed,
-                &format!("{at}.httpGet.path"),
-                "it must begin with /, be of printed ASCII characters, and have 2048 of them at most",
-            );
+            http.check_path(&format!("{at}.httpGet.path"), fields);
         }
         if let Some(tcp) = &probe.tcp_socket {
             self.check_port(tcp.port.into(), &format!("{at}.tcpSocket"), fields);

@@ -10,12 +10,14 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::sockopt::{Timeout, set_socket_send_buffer_size_force, set_socket_timeout};
 
 /// The kernel answers within this, unless its host is in trouble.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A list that changes while it is read is read anew this many times.
 const ROUNDS: usize = 20;
+/// Bytes of a batch that every socket takes.
+const BATCH: usize = 64 << 10;
 /// Bytes of a netlink header.
 pub const HEADER: usize = 16;
 
@@ -26,17 +28,17 @@ pub struct Netlink {
 }
 
 /// One message of an answer.
-struct Part<'a> {
-    kind: u16,
+pub(super) struct Part<'a> {
+    pub(super) kind: u16,
     flags: u16,
     sequence: u32,
     /// With its header.
-    bytes: &'a [u8],
+    pub(super) bytes: &'a [u8],
 }
 
 impl Part<'_> {
     /// What an error says; nothing if it is an acknowledgement.
-    fn error(&self) -> io::Result<()> {
+    pub(super) fn error(&self) -> io::Result<()> {
         let code = self.bytes.get(HEADER..HEADER + 4);
         let code = code.and_then(|bytes| bytes.try_into().ok());
         match code.map(i32::from_ne_bytes) {
@@ -110,7 +112,7 @@ impl Netlink {
         self.send(&bytes)
     }
 
-    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn send(&self, bytes: &[u8]) -> io::Result<()> {
         match self.socket.send(bytes, 0)? {
             n if n == bytes.len() => Ok(()),
             _ => Err(torn()),
@@ -145,6 +147,10 @@ impl Netlink {
     /// Has all messages of a batch done, or none. `last` is the sequence number of the one that asks for an
     /// acknowledgement.
     pub fn batch(self, bytes: &[u8], last: u32) -> io::Result<()> {
+        // It is sent at once, or not at all.
+        if bytes.len() > BATCH {
+            set_socket_send_buffer_size_force(&self.socket, 2 * bytes.len())?;
+        }
         self.send(bytes)?;
         self.receive(|part| match part.kind {
             NLMSG_ERROR => part.error().map(|()| part.sequence == last),
@@ -153,7 +159,10 @@ impl Netlink {
     }
 
     /// Reads messages until `done` says so.
-    fn receive(&self, mut done: impl FnMut(&Part) -> io::Result<bool>) -> io::Result<()> {
+    pub(super) fn receive(
+        &self,
+        mut done: impl FnMut(&Part) -> io::Result<bool>,
+    ) -> io::Result<()> {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             let datagram = match self.socket.recv_from_full() {

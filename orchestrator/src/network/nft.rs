@@ -28,10 +28,10 @@ const ELEMENTS: usize = 512;
 
 /// Attributes, one behind the other.
 #[derive(Debug, Default, Clone)]
-struct Attributes(Vec<u8>);
+pub(in crate::network) struct Attributes(Vec<u8>);
 
 impl Attributes {
-    fn put(mut self, kind: u16, value: &[u8]) -> Attributes {
+    pub(in crate::network) fn put(mut self, kind: u16, value: &[u8]) -> Attributes {
         // All values are short but lists of elements, which are cut.
         let len = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
         self.0.extend(len.to_ne_bytes());
@@ -41,22 +41,22 @@ impl Attributes {
         self
     }
 
-    fn number(self, kind: u16, value: u32) -> Attributes {
+    pub(in crate::network) fn number(self, kind: u16, value: u32) -> Attributes {
         self.put(kind, &value.to_be_bytes())
     }
 
-    fn text(self, kind: u16, value: &str) -> Attributes {
+    pub(in crate::network) fn text(self, kind: u16, value: &str) -> Attributes {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.put(kind, &bytes)
     }
 
-    fn nest(self, kind: u16, inner: Attributes) -> Attributes {
+    pub(in crate::network) fn nest(self, kind: u16, inner: Attributes) -> Attributes {
         self.put(kind | NLA_F_NESTED, &inner.0)
     }
 
     /// A value within (NFTA_DATA_VALUE).
-    fn data(self, kind: u16, value: &[u8]) -> Attributes {
+    pub(in crate::network) fn data(self, kind: u16, value: &[u8]) -> Attributes {
         self.nest(kind, Attributes::default().put(1, value))
     }
 }
@@ -83,7 +83,7 @@ pub struct Hook {
 
 /// A register: a place of 4 bytes, of which a value takes as many as it needs.
 #[derive(Debug, Clone, Copy)]
-pub struct Register(u32);
+pub struct Register(pub(in crate::network) u32);
 
 impl Register {
     /// The `n`th of 16.
@@ -100,6 +100,8 @@ pub enum Base {
     Link = 0,
     /// The header behind that.
     Network = 1,
+    /// The header of TCP or UDP.
+    Transport = 2,
 }
 
 /// How keys are read by those who look at a set: `nft` leaves itself that note.
@@ -122,10 +124,10 @@ pub enum Meta {
 
 /// What a rule does, one expression after the other; it ends where one says no.
 #[derive(Debug, Default, Clone)]
-pub struct Rule(Attributes);
+pub struct Rule(pub(in crate::network) Attributes);
 
 impl Rule {
-    fn with(self, name: &str, data: Attributes) -> Rule {
+    pub(in crate::network) fn with(self, name: &str, data: Attributes) -> Rule {
         let expression = Attributes::default().text(1, name).nest(2, data);
         Rule(self.0.nest(1, expression))
     }
@@ -212,7 +214,7 @@ pub struct Batch {
     sequence: u32,
     /// Where the last message begins.
     last: usize,
-    sets: u32,
+    pub(in crate::network) sets: u32,
 }
 
 impl Batch {
@@ -249,13 +251,13 @@ impl Batch {
         self.bytes.extend(&all.0);
     }
 
-    fn tell(mut self, kind: u16, flags: u16, all: &Attributes) -> Batch {
+    pub(in crate::network) fn tell(mut self, kind: u16, flags: u16, all: &Attributes) -> Batch {
         let (family, flags) = (self.family as u8, NLM_F_REQUEST | flags);
         self.message(SUBSYSTEM << 8 | kind, flags, family, 0, all);
         self
     }
 
-    fn within(&self) -> Attributes {
+    pub(in crate::network) fn within(&self) -> Attributes {
         Attributes::default().text(1, self.table)
     }
 

@@ -19,3 +19,4 @@ mod workload;
 pub use agent::{Agent, AgentError, Runtimes};
 pub use owners::Owners;
 pub use place::Placer;
+pub(crate) use probe::{http, on_a_line, tcp};

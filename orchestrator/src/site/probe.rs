@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use crate::model::{HttpAction, Probe};
+use crate::model::Probe;
 use crate::runtime::Runtime;
 
 /// Characters of a reason.
@@ -54,10 +54,10 @@ impl Aim {
 
     async fn connect(&self, probe: &Probe) -> Result<(), String> {
         if let Some(http) = &probe.http_get {
-            return self.http(http).await;
+            return self::http(self.at(http.port)?, &http.path).await;
         }
         if let Some(tcp) = &probe.tcp_socket {
-            return self.tcp(tcp.port).await.map(drop);
+            return self::tcp(self.at(tcp.port)?).await.map(drop);
         }
         let Some(vsock) = &probe.vsock else {
             return Err("nothing is asked".to_owned());
@@ -74,39 +74,48 @@ impl Aim {
         }
     }
 
-    async fn tcp(&self, port: u16) -> Result<TcpStream, String> {
+    fn at(&self, port: u16) -> Result<SocketAddr, String> {
         let address = self.address.ok_or("it has no address")?;
-        let address = SocketAddr::new(address, port);
-        let stream = TcpStream::connect(address).await;
-        stream.map_err(|e| format!("{address} takes no connection: {e}"))
+        Ok(SocketAddr::new(address, port))
     }
+}
 
-    async fn http(&self, http: &HttpAction) -> Result<(), String> {
-        let stream = self.tcp(http.port).await?;
-        let address = self.address.ok_or("it has no address")?;
-        let address = SocketAddr::new(address, http.port);
-        let said = |e: hyper::Error| format!("http://{address}{} does not answer: {e}", http.path);
-        let request = Request::get(&http.path)
-            .header(HOST, address.to_string())
-            .header(USER_AGENT, "skerry-probe")
-            .header(CONNECTION, "close")
-            .body(Empty::<Bytes>::new())
-            .map_err(|e| e.to_string())?;
-        let (mut sender, connection) = Builder::new()
-            .max_buf_size(HEAD)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(said)?;
-        let answer = sender.send_request(request);
-        // Only the head is wanted: the connection is closed before the rest comes.
-        let answer = tokio::select! {
-            answer = answer => answer,
-            Err(e) = connection => Err(e),
-        };
-        match answer.map_err(said)?.status().as_u16() {
-            200..=399 => Ok(()),
-            code => Err(format!("http://{address}{} answers {code}", http.path)),
-        }
+/// Whether a port takes a connection.
+///
+/// # Errors
+/// Why not, in words.
+pub async fn tcp(address: SocketAddr) -> Result<TcpStream, String> {
+    let stream = TcpStream::connect(address).await;
+    stream.map_err(|e| format!("{address} takes no connection: {e}"))
+}
+
+/// Whether an HTTP request is answered by a status of 200 to 399.
+///
+/// # Errors
+/// Why not, in words.
+pub async fn http(address: SocketAddr, path: &str) -> Result<(), String> {
+    let stream = tcp(address).await?;
+    let said = |e: hyper::Error| format!("http://{address}{path} does not answer: {e}");
+    let request = Request::get(path)
+        .header(HOST, address.to_string())
+        .header(USER_AGENT, "skerry-probe")
+        .header(CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|e| e.to_string())?;
+    let (mut sender, connection) = Builder::new()
+        .max_buf_size(HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(said)?;
+    let answer = sender.send_request(request);
+    // Only the head is wanted: the connection is closed before the rest comes.
+    let answer = tokio::select! {
+        answer = answer => answer,
+        Err(e) = connection => Err(e),
+    };
+    match answer.map_err(said)?.status().as_u16() {
+        200..=399 => Ok(()),
+        code => Err(format!("http://{address}{path} answers {code}")),
     }
 }
 
@@ -129,7 +138,7 @@ async fn dial(socket: &Path, port: u32) -> io::Result<bool> {
 }
 
 /// The beginning of a text, without control characters: it may be the workload's own.
-fn on_a_line(text: &str) -> String {
+pub fn on_a_line(text: &str) -> String {
     let space = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().take(REASON).map(space).collect()
 }

@@ -9,7 +9,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::*;
-use crate::model::{Object, TcpAction, VsockAction};
+use crate::model::{HttpAction, Object, TcpAction, VsockAction};
 use crate::runtime::{Life, RuntimeError};
 
 /// A VM of which there is a vsock alone.

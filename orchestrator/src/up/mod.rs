@@ -15,7 +15,7 @@ pub use state::State;
 use crate::api::{ApiError, Listening, Objects, router, sweep};
 use crate::metadata::Metadata;
 use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
-use crate::network::{NetworkError, Subnet};
+use crate::network::{Names, NetworkError, Services, Subnet, Terms};
 use crate::runtime::container::ContainerError;
 use crate::runtime::{Claims, Images, Pool, Ports, Shims, Vmm, Vms, monitor_of};
 use crate::site::{Agent, AgentError, Owners, Placer, Runtimes};
@@ -39,6 +39,10 @@ pub struct Options {
     pub share: Vec<PathBuf>,
     /// The addresses of the network `default`.
     pub subnet: Subnet,
+    /// The addresses of services.
+    pub service_subnet: Subnet,
+    /// Elastic addresses that may be taken; all if there is none.
+    pub elastic: Vec<Subnet>,
     /// Monitors find out whether this host's KVM can run Linux.
     pub probe: bool,
     /// Monitors that wait for clones.
@@ -162,12 +166,19 @@ async fn serve(options: Options) -> Result<(), UpError> {
     let mut int = signal(SignalKind::interrupt()).map_err(system("catch", "SIGINT"))?;
     let swept = objects.clone();
     let owners = Owners::new(objects.clone());
+    let terms = Terms {
+        host: options.host.clone(),
+        pool: options.service_subnet,
+        elastic: options.elastic,
+    };
+    let services = Services::new(objects.clone(), terms, Names::default());
     let agent = Agent::new(objects, &options.host, &options.state, runtimes, placer);
     agent.register().await?;
     tokio::spawn(agent.run());
     tokio::spawn(owners.run());
     tokio::spawn(Keeper::new(blocks).run());
     tokio::spawn(Metadata::new(swept.clone(), &options.host).run());
+    tokio::spawn(services.run());
     let keeping = pool.clone();
     let keeping = tokio::spawn(async move { keeping.keep().await });
     tokio::spawn(sweep(swept));

@@ -11,6 +11,7 @@ use super::apply::apply;
 use super::manifest::Declared;
 use super::wait::until_ready;
 use super::{Failure, Remote, ask, kind};
+use crate::model::Published;
 
 /// Run a VM or a container
 #[derive(Debug, Args)]
@@ -73,6 +74,9 @@ struct RunVm {
     /// Start it again when it ends: Always, OnFailure, Never
     #[arg(long, value_name = "WHEN", default_value = "Always")]
     restart: String,
+    /// Let a port of the host be its, such as 8080:80 or 5353:53/udp; repeatable
+    #[arg(short, long, value_name = "[IP:]HOSTPORT:PORT[/udp]")]
+    publish: Vec<Published>,
 }
 
 /// What cloud-init finds on the VM's last disk.
@@ -138,6 +142,9 @@ struct RunContainer {
     /// Start it again when it ends: Always, OnFailure, Never
     #[arg(long, value_name = "WHEN", default_value = "Always")]
     restart: String,
+    /// Let a port of the host be its, such as 8080:80 or 5353:53/udp; repeatable
+    #[arg(short, long, value_name = "[IP:]HOSTPORT:PORT[/udp]")]
+    publish: Vec<Published>,
 }
 
 /// As the host sees it.
@@ -150,6 +157,14 @@ fn image(path: PathBuf) -> PathBuf {
     match path.is_dir() || path.is_absolute() {
         true => absolute(path),
         false => path,
+    }
+}
+
+/// Those that were named. Who has a port of the host has an address for it, whatever was named.
+fn networks(named: &[String], publish: &[Published]) -> Value {
+    match named.is_empty() && !publish.is_empty() {
+        true => json!([{"network": "default"}]),
+        false => named.iter().map(|name| json!({"network": name})).collect(),
     }
 }
 
@@ -179,13 +194,13 @@ impl RunVm {
         let mut disks: Vec<Value> = named.collect();
         let volumes = self.volume.iter();
         disks.extend(volumes.map(|name| json!({"name": name, "volume": name})));
-        let networks = self.network.iter().map(|name| json!({"network": name}));
         let mut spec = json!({
             "cpus": self.cpus,
             "memory": self.memory,
             "boot": boot,
             "disks": disks,
-            "networks": networks.collect::<Vec<_>>(),
+            "networks": networks(&self.network, &self.publish),
+            "publish": self.publish,
             "restartPolicy": self.restart,
         });
         if let Some(told) = told {
@@ -207,6 +222,8 @@ impl Run {
                         "command": container.command,
                         "cpu": container.cpu,
                         "memory": container.memory,
+                        "networks": networks(&[], &container.publish),
+                        "publish": container.publish,
                         "restartPolicy": container.restart,
                     });
                     ("containers", container.name, spec)
