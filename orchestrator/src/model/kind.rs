@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 use super::meta::parse;
 use super::{
-    BareMetal, Container, Event, FieldError, Fields, Host, MicroVM, Namespace, Object, Token,
+    BareMetal, Container, Event, FieldError, Fields, Host, MicroVM, Namespace, Network, Object,
+    Token,
 };
 
 /// The group of our own kinds.
@@ -117,6 +118,7 @@ pub static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| {
         Kind::of::<Namespace>(),
         Kind::of::<Event>(),
         Kind::of::<Token>(),
+        Kind::of::<Network>(),
     ]
 });
 
@@ -239,6 +241,7 @@ mod tests {
             kind_of::<Namespace>(),
             kind_of::<Event>(),
             kind_of::<Token>(),
+            kind_of::<Network>(),
         ];
         assert_eq!(found.len(), KINDS.len());
         let names = KINDS.iter().flat_map(|kind| [kind.plural, kind.singular]);

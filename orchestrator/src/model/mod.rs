@@ -10,6 +10,7 @@ mod kind;
 mod meta;
 mod microvm;
 mod namespace;
+mod network;
 mod probe;
 mod quantity;
 mod time;
@@ -28,11 +29,12 @@ pub use meta::{
 };
 pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port};
 pub use namespace::Namespace;
+pub use network::{Bandwidth, NETWORK, Network, NetworkSpec, NetworkStatus};
 pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};
 pub use quantity::Quantity;
 pub use time::{Timestamp, age};
 pub use token::{Token, TokenSpec, TokenStatus, duration};
 pub(crate) use workload::workload_columns;
 pub use workload::{
-    AGENT, MOST, Phase, Placement, Priority, RestartPolicy, Tier, Toleration, WorkloadStatus,
+    AGENT, MOST, Phase, Placement, Priority, RestartPolicy, Tier, Toleration, WorkloadStatus, note,
 };

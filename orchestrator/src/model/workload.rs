@@ -135,33 +135,52 @@ impl WorkloadStatus {
         message: &str,
         generation: u64,
     ) {
-        let status = if status { "True" } else { "False" };
-        let found = self.conditions.iter_mut().find(|c| c.kind == kind);
-        match found {
-            Some(condition) => {
-                if condition.status != status {
-                    status.clone_into(&mut condition.status);
-                    condition.last_transition_time = Timestamp::now();
-                }
-                reason.clone_into(&mut condition.reason);
-                message.clone_into(&mut condition.message);
-                condition.observed_generation = generation;
-            }
-            None => self.conditions.push(Condition {
-                kind: kind.to_owned(),
-                status: status.to_owned(),
-                reason: reason.to_owned(),
-                message: message.to_owned(),
-                last_transition_time: Timestamp::now(),
-                observed_generation: generation,
-            }),
-        }
+        note(
+            &mut self.conditions,
+            kind,
+            status,
+            reason,
+            message,
+            generation,
+        );
     }
 
     /// Whether something is known to be so.
     pub fn is(&self, kind: &str) -> bool {
         let found = self.conditions.iter().find(|c| c.kind == kind);
         found.is_some_and(|condition| condition.status == "True")
+    }
+}
+
+/// Says in a list of conditions that something is so, or is not, and why. Nothing moves if it was said before.
+pub fn note(
+    conditions: &mut Vec<Condition>,
+    kind: &str,
+    status: bool,
+    reason: &str,
+    message: &str,
+    generation: u64,
+) {
+    let status = if status { "True" } else { "False" };
+    let found = conditions.iter_mut().find(|c| c.kind == kind);
+    match found {
+        Some(condition) => {
+            if condition.status != status {
+                status.clone_into(&mut condition.status);
+                condition.last_transition_time = Timestamp::now();
+            }
+            reason.clone_into(&mut condition.reason);
+            message.clone_into(&mut condition.message);
+            condition.observed_generation = generation;
+        }
+        None => conditions.push(Condition {
+            kind: kind.to_owned(),
+            status: status.to_owned(),
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            last_transition_time: Timestamp::now(),
+            observed_generation: generation,
+        }),
     }
 }
 

@@ -14,7 +14,8 @@ pub use state::State;
 
 use crate::api::{ApiError, Listening, Objects, router, sweep};
 use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
-use crate::network::{NetworkError, Subnet};
+use crate::network::keeper::Keeper;
+use crate::network::{NetworkError, Registry, Subnet};
 use crate::runtime::container::ContainerError;
 use crate::runtime::{Claims, Pool, Ports, Shims, Vmm, Vms};
 use crate::site::{Agent, AgentError, Owners, Placer, Runtimes};
@@ -113,7 +114,8 @@ async fn serve(options: Options) -> Result<(), UpError> {
     first_objects(&objects).await?;
     // Monitors are started elsewhere.
     let vmm = std::path::absolute(&options.vmm).map_err(system("find", options.vmm.display()))?;
-    let ports = Ports::new(options.subnet, &state.namespaces())?;
+    let registry = Registry::open(options.subnet, &state.namespaces())?;
+    let ports = Ports::new(registry.clone(), &state.resolvers());
     let shims = Shims::new(
         &state.containers(),
         options.oci_runtime.as_deref(),
@@ -143,10 +145,13 @@ async fn serve(options: Options) -> Result<(), UpError> {
     let mut int = signal(SignalKind::interrupt()).map_err(system("catch", "SIGINT"))?;
     let swept = objects.clone();
     let owners = Owners::new(objects.clone());
+    let networks = Keeper::new(objects.clone(), registry.clone());
     let agent = Agent::new(objects, &options.host, &options.state, runtimes, placer);
     agent.register().await?;
     tokio::spawn(agent.run());
     tokio::spawn(owners.run());
+    tokio::spawn(networks.run());
+    tokio::spawn(crate::network::serve::serve(registry));
     let keeping = pool.clone();
     let keeping = tokio::spawn(async move { keeping.keep().await });
     tokio::spawn(sweep(swept));

@@ -111,24 +111,21 @@ impl Vms {
         let (ports, declared, wanted) = (self.ports.clone(), object.clone(), spec.clone());
         let made = tokio::task::spawn_blocking(move || {
             let clone = CloneOf::of(&wanted)?;
-            Ok::<_, RuntimeError>((clone, ports.tap(&declared, &wanted.networks)?))
+            Ok::<_, RuntimeError>((clone, ports.taps(&declared, &wanted.networks)?))
         });
         let made = made.await.map_err(|e| system("make ports")(e.into()))?;
-        let (clone, port) = made?;
-        let address = port.as_ref().map(|(_, address, _)| address.to_string());
+        let (clone, (taps, addresses, words)) = made?;
         let share = Share::of(&spec);
         match clone {
             Some(clone) => {
-                let tap = port.as_ref().map(|(tap, ..)| tap);
-                self.restore(uid, &home, &clone, tap).await?;
+                self.restore(uid, &home, &clone, &taps).await?;
             }
             None => {
-                let port = port.map(|(tap, _, words)| (tap, words));
-                self.boot(uid, &home, spec, port).await?;
+                self.boot(uid, &home, spec, (&taps, &words)).await?;
             }
         }
         self.confine(uid, share).await;
-        Ok(address.into_iter().collect())
+        Ok(addresses)
     }
 
     /// Moves a monitor into its cgroup. That takes the kernel some milliseconds, so its guest runs already.
@@ -152,16 +149,14 @@ impl Vms {
         uid: &str,
         home: &Home,
         spec: MicroVmSpec,
-        port: Option<(Tap, String)>,
+        (taps, words): (&[Tap], &str),
     ) -> Result<(), RuntimeError> {
         home.make().map_err(system("make the VM's folder"))?;
         let (folder, wanted) = (home.clone(), spec.clone());
         let disks = tokio::task::spawn_blocking(move || disks::ensure(&folder, &wanted));
         let disks = disks.await.map_err(|e| system("make disks")(e.into()))??;
         let mut arguments = monitor::arguments(home, &spec, &disks)?;
-        if let Some((tap, words)) = port {
-            monitor::add_network(&mut arguments, &tap, &words);
-        }
+        monitor::add_networks(&mut arguments, taps, words);
         let monitor = self.vmm.start(home, &arguments)?;
         self.monitors.lock().insert(uid.to_owned(), monitor.clone());
         let started = self.answers(home, &monitor).await;
@@ -177,10 +172,10 @@ impl Vms {
         uid: &str,
         home: &Home,
         clone: &CloneOf,
-        tap: Option<&Tap>,
+        taps: &[Tap],
     ) -> Result<(), RuntimeError> {
         if let Some(monitor) = self.pool.take(home, &clone.size()) {
-            match self.restore_in(monitor, uid, home, clone, tap).await {
+            match self.restore_in(monitor, uid, home, clone, taps).await {
                 // It has died while it waited, which is no fault of the clone's.
                 Err(RuntimeError::Monitor(
                     ClientError::Connect { .. } | ClientError::Http { .. },
@@ -189,7 +184,7 @@ impl Vms {
             }
         }
         let monitor = self.vmm.start_empty(home).await?;
-        self.restore_in(monitor, uid, home, clone, tap).await
+        self.restore_in(monitor, uid, home, clone, taps).await
     }
 
     /// Makes a clone in a monitor without a VM.
@@ -199,13 +194,13 @@ impl Vms {
         uid: &str,
         home: &Home,
         clone: &CloneOf,
-        tap: Option<&Tap>,
+        taps: &[Tap],
     ) -> Result<(), RuntimeError> {
         self.monitors.lock().insert(uid.to_owned(), monitor.clone());
         let made = home.fresh_layers();
         made.map_err(system("make a folder for the clone's layers"))?;
         let client = Client::new(&home.socket());
-        let request = clone.request(uid, home, tap);
+        let request = clone.request(uid, home, taps);
         let asked = timeout(PATIENCE, client.restore(&request)).await;
         settle(&monitor, &asked).await;
         let refused = match asked {
