@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -113,8 +113,8 @@ pub(super) fn address(last: u8) -> Ipv4Addr {
 }
 
 /// A socket that gives up.
-fn socket(at: Ipv4Addr) -> UdpSocket {
-    let socket = UdpSocket::bind((at, 0)).unwrap();
+fn socket(at: impl Into<IpAddr>) -> UdpSocket {
+    let socket = UdpSocket::bind((at.into(), 0)).unwrap();
     socket.set_read_timeout(Some(SOON)).unwrap();
     socket
 }
@@ -128,7 +128,11 @@ fn served() -> UdpSocket {
 
 /// Sends a datagram from a namespace to a socket, whose reply has to come back. Who seems to have sent it.
 pub(super) fn reach(from: &Path, server: &UdpSocket, to: SocketAddr) -> IpAddr {
-    let client = netns::inside(from, || socket(Ipv4Addr::UNSPECIFIED)).unwrap();
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let client = netns::inside(from, || socket(any)).unwrap();
     client.send_to(b"hello", to).unwrap();
     let mut bytes = [0; 16];
     let (n, seen) = server.recv_from(&mut bytes).unwrap();

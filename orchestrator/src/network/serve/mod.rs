@@ -10,6 +10,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType, socket};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
@@ -66,8 +68,8 @@ pub async fn serve(registry: Arc<Registry>) {
 
 /// The number of an interface, if it is there.
 fn index(name: &str) -> Option<u32> {
-    let told = std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex"));
-    told.ok()?.trim().parse().ok()
+    let any = socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+    name_to_index(any, name).ok()
 }
 
 /// All servers of a network. One that fails begins again.
