@@ -28,6 +28,7 @@ mod live;
 mod migration;
 mod moments;
 mod net;
+mod networks;
 mod overlaps;
 mod owners;
 mod pci;

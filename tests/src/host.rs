@@ -216,6 +216,11 @@ impl Host {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// The network namespace of a host that is apart.
+    pub fn namespace(&self) -> &str {
+        self.apart.as_deref().expect("a host that is apart")
+    }
+
     /// The process of `skerry up`.
     pub fn pid(&self) -> Option<u32> {
         self.up.as_ref().map(Child::id)

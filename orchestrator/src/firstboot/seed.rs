@@ -34,9 +34,9 @@ pub struct Told {
 }
 
 impl Told {
-    /// What the words for a kernel's command line say of the first interface: `skerry.ip=`, `skerry.gw=` and
-    /// `skerry.dns=`.
-    pub fn of(mac: &str, words: &str) -> Told {
+    /// What the words for a kernel's command line say of the nth interface: `skerry.ip=`, `skerry.ip6=`, `skerry.gw=`
+    /// and `skerry.dns=`, of later ones `skerry.ip1=` and `skerry.ip6-1=`.
+    pub fn of(n: usize, mac: &str, words: &str) -> Told {
         let values = |name: &str| {
             let prefix = format!("skerry.{name}=");
             let found = words.split(' ').filter_map(move |word| {
@@ -48,9 +48,18 @@ impl Told {
                 .filter(|value| !value.is_empty())
                 .collect::<Vec<_>>()
         };
+        let mac = mac.to_owned();
+        if n > 0 {
+            let addresses = [values(&format!("ip{n}")), values(&format!("ip6-{n}"))].concat();
+            return Told {
+                mac,
+                addresses,
+                ..Told::default()
+            };
+        }
         Told {
-            mac: mac.to_owned(),
-            addresses: values("ip"),
+            mac,
+            addresses: [values("ip"), values("ip6")].concat(),
             gateway: values("gw").into_iter().next(),
             dns: values("dns"),
         }
@@ -138,7 +147,7 @@ mod tests {
     #[test]
     fn a_guest_is_told_the_words_of_its_kernel_again() {
         let words = "ip=10.88.0.2::10.88.0.1:255.255.0.0::eth0:off skerry.ip=10.88.0.2/16 skerry.gw=10.88.0.1";
-        let told = Told::of("02:00:00:00:00:01", words);
+        let told = Told::of(0, "02:00:00:00:00:01", words);
         assert_eq!(told.addresses, ["10.88.0.2/16"]);
         assert_eq!(told.gateway.as_deref(), Some("10.88.0.1"));
         let seed = Seed {

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::meta::parse;
 use super::{
     BareMetal, Container, ElasticAddress, Event, FieldError, Fields, Host, MicroVM, Namespace,
-    Object, Service, Token, Volume, VolumeSnapshot,
+    Network, Object, Service, Token, Volume, VolumeSnapshot,
 };
 
 /// The group of our own kinds.
@@ -126,6 +126,7 @@ pub static KINDS: LazyLock<Vec<Kind>> = LazyLock::new(|| {
         Kind::of::<VolumeSnapshot>(),
         Kind::of::<Service>(),
         Kind::of::<ElasticAddress>(),
+        Kind::of::<Network>(),
     ]
 });
 
@@ -268,6 +269,7 @@ mod tests {
             kind_of::<VolumeSnapshot>(),
             kind_of::<Service>(),
             kind_of::<ElasticAddress>(),
+            kind_of::<Network>(),
         ];
         assert_eq!(found.len(), KINDS.len());
         let names = KINDS.iter().flat_map(|kind| [kind.plural, kind.singular]);

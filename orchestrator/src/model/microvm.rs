@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Column, Fields, FirstBoot, Parts, Placement, Probe, Published, Quantity, Resource,
+    Bandwidth, Column, Fields, FirstBoot, Parts, Placement, Probe, Published, Quantity, Resource,
     RestartPolicy, Tier, WorkloadStatus, probe,
 };
 
@@ -132,31 +132,46 @@ pub(super) fn is_image(text: &str) -> bool {
     text.parse::<skerry_images::store::Name>().is_ok()
 }
 
-/// A network and an address in it.
+/// A network, an address in it, and how much goes through.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Port {
-    /// The network: `default`.
+    /// The network: one of its namespace, or `default`, which every host has.
     pub network: String,
     /// The address; chosen if empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub address: String,
+    /// How much goes through, if it is not what the network says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
 }
 
 impl Port {
     /// Says what is wrong with a workload's networks.
     pub(super) fn check_all(ports: &[Port], fields: &mut Fields) {
         fields.must(
-            ports.len() <= 1,
+            ports.len() <= crate::network::MOST,
             "spec.networks",
-            "`default` is the only network there is, and it is given once",
+            "there may be 8",
         );
-        for (n, port) in ports.iter().enumerate() {
+        fn name(port: &Port) -> &str {
+            match port.network.as_str() {
+                "" => crate::network::DEFAULT,
+                name => name,
+            }
+        }
+        for (n, port) in ports.iter().take(crate::network::MOST).enumerate() {
+            let at = format!("spec.networks[{n}].network");
             fields.must(
-                matches!(port.network.as_str(), "" | "default"),
-                &format!("spec.networks[{n}].network"),
-                "`default` is the only network there is, and it is given once",
+                super::is_name(name(port)),
+                &at,
+                "it must be a network's name of a-z, 0-9 and -",
             );
+            let twice = ports[..n].iter().any(|other| name(other) == name(port));
+            fields.must(!twice, &at, "it is in this network already");
+            if let Some(bandwidth) = &port.bandwidth {
+                bandwidth.check(&format!("spec.networks[{n}].bandwidth"), fields);
+            }
             let good =
                 port.address.is_empty() || port.address.parse::<std::net::Ipv4Addr>().is_ok();
             fields.must(

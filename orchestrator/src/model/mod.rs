@@ -12,6 +12,7 @@ mod kind;
 mod meta;
 mod microvm;
 mod namespace;
+mod network;
 mod probe;
 mod publish;
 mod quantity;
@@ -36,6 +37,7 @@ pub use meta::{
 use microvm::is_image;
 pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port, SEED};
 pub use namespace::Namespace;
+pub use network::{Bandwidth, NETWORK, Network, NetworkSpec, NetworkStatus};
 pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};
 pub use publish::{Protocol, Published, PublishedError};
 pub use quantity::Quantity;

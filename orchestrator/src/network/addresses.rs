@@ -46,6 +46,26 @@ impl Addresses {
         Ok(address)
     }
 
+    /// Their subnet.
+    pub fn subnet(&self) -> Subnet {
+        self.subnet
+    }
+
+    /// How many are in use.
+    pub fn used(&self) -> usize {
+        self.users.len()
+    }
+
+    /// Those who have one.
+    pub fn uids(&self) -> impl Iterator<Item = &String> {
+        self.users.values()
+    }
+
+    /// Who has an address.
+    pub fn user(&self, address: Ipv4Addr) -> Option<&String> {
+        self.users.get(&address)
+    }
+
     /// The address that a workload has.
     pub fn of(&self, uid: &str) -> Option<Ipv4Addr> {
         self.addresses.get(uid).copied()

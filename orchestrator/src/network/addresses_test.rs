@@ -95,15 +95,6 @@ fn what_is_no_subnet_is_refused() {
 }
 
 #[test]
-fn a_guest_is_told_its_address_in_both_tongues() {
-    let words = Subnet::default().guest_words(Ipv4Addr::new(10, 88, 3, 4));
-    assert_eq!(
-        words,
-        "ip=10.88.3.4::10.88.0.1:255.255.0.0::eth0:off skerry.ip=10.88.3.4/16 skerry.gw=10.88.0.1"
-    );
-}
-
-#[test]
 fn hardware_addresses_are_local_and_of_one_host() {
     let mac = Mac::of(Ipv4Addr::new(10, 88, 0, 255));
     assert_eq!(mac.to_string(), "02:53:0a:58:00:ff");

@@ -22,10 +22,44 @@ pub enum NetworkError {
     )]
     InUse {
         /// The network's.
-        subnet: Subnet,
-        /// The host's.
-        address: Ipv4Addr,
+        subnet: String,
+        /// The host's, with its length.
+        address: String,
     },
+    /// Another network has some of its addresses.
+    #[error(
+        "the network cannot have {subnet}: {other} has addresses in it; give the network others"
+    )]
+    Overlap {
+        /// The network's.
+        subnet: String,
+        /// Whose they are.
+        other: String,
+    },
+    /// No subnet is left to choose.
+    #[error("all subnets of {0} that a network could get are in use: give it one")]
+    NoSubnet(String),
+    /// Workloads have addresses that it would not have any more.
+    #[error(
+        "the network's addresses cannot be changed while workloads have some: {0} ports are there; end those first"
+    )]
+    Busy(usize),
+    /// It is not here yet, or not any more.
+    #[error("the network is not there yet")]
+    Unknown,
+    /// A tenant has no such network.
+    #[error(
+        "there is no network `{name}` in the namespace `{tenant}`: declare one, or take `default`"
+    )]
+    Missing {
+        /// Its name.
+        name: String,
+        /// The tenant.
+        tenant: String,
+    },
+    /// A workload has as many networks as it can have.
+    #[error("a workload can have {0} networks, each of them once")]
+    Networks(usize),
     /// The address is none for a workload of this network.
     #[error(
         "address {address} is none for a workload in {subnet}: give one of {} to {}, or none",

@@ -5,17 +5,22 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Nla};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope,
+};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::Mac;
 use super::netlink::Netlink;
-use super::{METADATA, Mac};
 
 /// What IFLA_INFO_DATA of a tun or tap has under this number: whether it has several queues
 /// (IFLA_TUN_MULTI_QUEUE of <linux/if_link.h>).
@@ -161,22 +166,31 @@ impl Netlink {
         }
     }
 
-    /// Gives a link an IPv4 address, and takes all others away.
-    pub fn set_address(&mut self, index: u32, address: Ipv4Addr, len: u8) -> io::Result<()> {
-        self.add_address(index, address, len)?;
-        let mut all = AddressMessage::default();
-        all.header.family = AddressFamily::Inet;
-        for found in self.list(RouteNetlinkMessage::GetAddress(all))? {
+    /// Gives a link addresses of one family, and takes all others of it away but those of its own link. What has
+    /// no more than one address in its subnet is this host's alone: nothing is sent from there unasked.
+    pub fn set_addresses(&mut self, index: u32, all: &[(IpAddr, u8)]) -> io::Result<()> {
+        let Some((first, _)) = all.first() else {
+            return Ok(());
+        };
+        let family = family(*first);
+        for (address, len) in all {
+            self.tell(
+                RouteNetlinkMessage::NewAddress(address_message(index, *address, *len)),
+                NLM_F_CREATE | NLM_F_REPLACE,
+            )?;
+        }
+        let mut every = AddressMessage::default();
+        every.header.family = family;
+        for found in self.list(RouteNetlinkMessage::GetAddress(every))? {
             let RouteNetlinkMessage::NewAddress(found) = found else {
                 continue;
             };
-            let is = |address| {
-                found
-                    .attributes
-                    .contains(&AddressAttribute::Local(IpAddr::V4(address)))
+            let is_wanted = match local(&found) {
+                Some(IpAddr::V6(address)) if address.is_unicast_link_local() => true,
+                Some(address) => all.contains(&(address, found.header.prefix_len)),
+                None => true,
             };
-            let is_wanted = found.header.prefix_len == len && is(address) || is(METADATA);
-            if found.header.index == index && !is_wanted {
+            if found.header.index == index && found.header.family == family && !is_wanted {
                 match self.tell(RouteNetlinkMessage::DelAddress(found), 0) {
                     Err(e) if e.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {}
                     other => other?,
@@ -186,55 +200,123 @@ impl Netlink {
         Ok(())
     }
 
-    /// Gives an interface one more address.
-    pub fn add_address(&mut self, index: u32, address: Ipv4Addr, len: u8) -> io::Result<()> {
-        let mut wanted = AddressMessage::default();
-        wanted.header.family = AddressFamily::Inet;
-        wanted.header.index = index;
-        wanted.header.prefix_len = len;
-        let last =
-            Ipv4Addr::from(u32::from(address) | u32::MAX.checked_shr(len.into()).unwrap_or(0));
-        wanted.attributes = vec![
-            AddressAttribute::Local(IpAddr::V4(address)),
-            AddressAttribute::Address(IpAddr::V4(address)),
-            AddressAttribute::Broadcast(last),
+    /// All addresses of this host but the loopback's, with their links and lengths.
+    pub fn addresses(&mut self) -> io::Result<Vec<(u32, IpAddr, u8)>> {
+        let found = self.list(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        let found = found.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(found) => Some(found),
+            _ => None,
+        });
+        let all = found.filter_map(|found| {
+            let address = local(&found)?;
+            Some((found.header.index, address, found.header.prefix_len))
+        });
+        Ok(all
+            .filter(|(_, address, _)| !address.is_loopback())
+            .collect())
+    }
+
+    /// Says who has an address on a link, so that nobody has to be asked.
+    pub fn set_neighbour(&mut self, index: u32, address: Ipv4Addr, mac: Mac) -> io::Result<()> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.ifindex = index;
+        message.header.state = NeighbourState::Reachable;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+            NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
         ];
         self.tell(
-            RouteNetlinkMessage::NewAddress(wanted),
+            RouteNetlinkMessage::NewNeighbour(message),
             NLM_F_CREATE | NLM_F_REPLACE,
         )
     }
 
-    /// All IPv4 addresses of this host.
-    pub fn addresses(&mut self) -> io::Result<Vec<Ipv4Addr>> {
-        let mut all = AddressMessage::default();
-        all.header.family = AddressFamily::Inet;
-        let found = self.list(RouteNetlinkMessage::GetAddress(all))?;
-        let attributes = found.into_iter().flat_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(found) => found.attributes,
-            _ => Vec::new(),
-        });
-        let local = attributes.filter_map(|attribute| match attribute {
-            AddressAttribute::Local(IpAddr::V4(address)) => Some(address),
-            _ => None,
-        });
-        Ok(local.collect())
-    }
-
-    /// Sends what is for nobody near to a gateway.
-    pub fn set_default_route(&mut self, gateway: Ipv4Addr) -> io::Result<()> {
+    /// Sends what is for one address straight to a link.
+    #[cfg(test)]
+    pub fn set_link_route(&mut self, index: u32, address: Ipv4Addr) -> io::Result<()> {
         let mut message = RouteMessage::default();
         message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = 32;
         message.header.table = RouteHeader::RT_TABLE_MAIN;
         message.header.protocol = RouteProtocol::Static;
-        message.header.scope = RouteScope::Universe;
+        message.header.scope = RouteScope::Link;
         message.header.kind = RouteType::Unicast;
-        message.attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway))];
+        message.attributes = vec![
+            RouteAttribute::Destination(RouteAddress::Inet(address)),
+            RouteAttribute::Oif(index),
+        ];
         self.tell(
             RouteNetlinkMessage::NewRoute(message),
             NLM_F_CREATE | NLM_F_REPLACE,
         )
     }
+
+    /// Sends what is for nobody near to a gateway.
+    pub fn set_default_route(&mut self, gateway: IpAddr) -> io::Result<()> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(gateway);
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Static;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        let gateway = match gateway {
+            IpAddr::V4(gateway) => RouteAddress::Inet(gateway),
+            IpAddr::V6(gateway) => RouteAddress::Inet6(gateway),
+        };
+        message.attributes = vec![RouteAttribute::Gateway(gateway)];
+        self.tell(
+            RouteNetlinkMessage::NewRoute(message),
+            NLM_F_CREATE | NLM_F_REPLACE,
+        )
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn address_message(index: u32, address: IpAddr, len: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family(address);
+    message.header.index = index;
+    message.header.prefix_len = len;
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+    ];
+    match address {
+        IpAddr::V4(_) if len == 32 => message.header.scope = AddressScope::Host,
+        IpAddr::V4(address) => {
+            let last =
+                Ipv4Addr::from(u32::from(address) | u32::MAX.checked_shr(len.into()).unwrap_or(0));
+            message.attributes.push(AddressAttribute::Broadcast(last));
+        }
+        // Nobody else can have it: it can be used at once.
+        IpAddr::V6(_) => message.header.flags = AddressHeaderFlags::Nodad,
+    }
+    message
+}
+
+/// The address that a message is about.
+fn local(message: &AddressMessage) -> Option<IpAddr> {
+    let of = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| {
+        message.attributes.iter().find_map(wanted)
+    };
+    // IPv6 addresses without a peer have no local one.
+    of(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    })
+    .or_else(|| {
+        of(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })
 }
 
 fn read_links(all: Vec<RouteNetlinkMessage>) -> Vec<Link> {

@@ -158,6 +158,20 @@ impl Netlink {
         })
     }
 
+    /// Asks a question of which the answer is one message, given back with its header.
+    pub fn one(self, bytes: &[u8]) -> io::Result<Vec<u8>> {
+        self.send(bytes)?;
+        let mut answer = Vec::new();
+        self.receive(|part| {
+            if part.kind == NLMSG_ERROR {
+                return part.error().map(|()| false);
+            }
+            answer = part.bytes.to_vec();
+            Ok(true)
+        })?;
+        Ok(answer)
+    }
+
     /// Reads messages until `done` says so.
     pub(super) fn receive(
         &self,

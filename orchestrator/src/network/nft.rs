@@ -23,6 +23,12 @@ const NEW_SET: u16 = 9;
 const NEW_ELEMENTS: u16 = 12;
 const DELETE_ELEMENTS: u16 = 14;
 
+const GET_GENERATION: u16 = 16;
+
+/// A set whose keys have values.
+const NFT_SET_MAP: u32 = 0x8;
+/// How `nft` shows values: its type of a number.
+const SHOW_INTEGER: u32 = 4;
 /// Elements of a set in one message: a list of attributes has at most 64 KiB.
 const ELEMENTS: usize = 512;
 
@@ -66,6 +72,8 @@ impl Attributes {
 pub enum Family {
     /// IPv4's.
     Ip = 2,
+    /// IPv6's.
+    Ip6 = 10,
     /// Those that a bridge passes on.
     Bridge = 7,
 }
@@ -100,7 +108,7 @@ pub enum Base {
     Link = 0,
     /// The header behind that.
     Network = 1,
-    /// The header of TCP or UDP.
+    /// The header behind that one.
     Transport = 2,
 }
 
@@ -120,6 +128,19 @@ pub enum Meta {
     Iifname = 6,
     /// The interface it goes out by.
     Oifname = 7,
+    /// The number of the protocol in its network header, or behind the last of IPv6's.
+    L4Proto = 16,
+}
+
+/// What is known of the connection that a packet belongs to: flags, as a number of the host's.
+#[derive(Debug, Clone, Copy)]
+pub enum Connection {
+    /// How far it has come (NF_CT_STATE_BIT).
+    State = 0,
+    /// Whether the packet goes the way of the first one (0) or back (1): a byte.
+    Direction = 1,
+    /// What was done to it (IPS_…).
+    Status = 2,
 }
 
 /// What a rule does, one expression after the other; it ends where one says no.
@@ -136,6 +157,32 @@ impl Rule {
     pub fn meta(self, key: Meta, to: Register) -> Rule {
         let data = Attributes::default().number(1, to.0).number(2, key as u32);
         self.with("meta", data)
+    }
+
+    /// Loads what is known of a packet's connection.
+    pub fn connection(self, key: Connection, to: Register) -> Rule {
+        let data = Attributes::default().number(1, to.0).number(2, key as u32);
+        self.with("ct", data)
+    }
+
+    /// Goes on with more than so many bytes a second, once `burst` bytes have gone by at once.
+    pub fn above(self, rate: u64, burst: u32) -> Rule {
+        let data = Attributes::default()
+            .put(1, &rate.to_be_bytes())
+            .put(2, &1u64.to_be_bytes())
+            .number(3, burst)
+            .number(4, 1)
+            .number(5, 1);
+        self.with("limit", data)
+    }
+
+    /// Loads what a map has for what is in registers; it ends where it has nothing.
+    pub fn map(self, map: &str, from: Register, to: Register) -> Rule {
+        let data = Attributes::default()
+            .text(1, map)
+            .number(2, from.0)
+            .number(3, to.0);
+        self.with("lookup", data)
     }
 
     /// Loads bytes of a packet.
@@ -203,6 +250,13 @@ impl Rule {
     pub fn masquerade(self) -> Rule {
         self.with("masq", Attributes::default())
     }
+}
+
+/// A key of a set, or of a map with its value.
+type Element<'a> = (&'a [u8], Option<&'a [u8]>);
+
+fn alone(keys: &[Vec<u8>]) -> Vec<Element<'_>> {
+    keys.iter().map(|key| (key.as_slice(), None)).collect()
 }
 
 /// Changes that are made together.
@@ -291,10 +345,30 @@ impl Batch {
     }
 
     /// Makes a set of keys of `len` bytes; `kind` and `order` say to those who look at it how they are to be read.
-    pub fn set(mut self, name: &str, kind: u32, len: u32, order: Order) -> Batch {
+    pub fn set(self, name: &str, kind: u32, len: u32, order: Order) -> Batch {
+        self.new_set(name, (kind, len), None, order)
+    }
+
+    /// Makes a map of keys, as those of a set, to values of `value` bytes.
+    pub fn map(self, name: &str, kind: u32, len: u32, value: u32, order: Order) -> Batch {
+        self.new_set(name, (kind, len), Some(value), order)
+    }
+
+    fn new_set(
+        mut self,
+        name: &str,
+        (kind, len): (u32, u32),
+        value: Option<u32>,
+        order: Order,
+    ) -> Batch {
         self.sets += 1;
-        let all = self.within().text(2, name).number(3, 0).number(4, kind);
+        let flags = if value.is_some() { NFT_SET_MAP } else { 0 };
+        let all = self.within().text(2, name).number(3, flags).number(4, kind);
         let all = all.number(5, len).number(10, self.sets);
+        let all = match value {
+            Some(value) => all.number(6, SHOW_INTEGER).number(7, value),
+            None => all,
+        };
         // A type (the order of the key's bytes), a length, and the host's u32.
         let mut note = vec![0, 4];
         note.extend((order as u32).to_ne_bytes());
@@ -302,21 +376,36 @@ impl Batch {
         self.tell(NEW_SET, NLM_F_CREATE, &all)
     }
 
+    /// Puts keys and their values into a map.
+    pub fn put(self, map: &str, all: &[(Vec<u8>, Vec<u8>)]) -> Batch {
+        let pairs = all
+            .iter()
+            .map(|(key, value)| (key.as_slice(), Some(value.as_slice())));
+        self.elements(NEW_ELEMENTS, NLM_F_CREATE, map, &pairs.collect::<Vec<_>>())
+    }
+
     /// Puts keys into a set.
     pub fn add(self, set: &str, keys: &[Vec<u8>]) -> Batch {
-        self.elements(NEW_ELEMENTS, NLM_F_CREATE, set, keys)
+        self.elements(NEW_ELEMENTS, NLM_F_CREATE, set, &alone(keys))
     }
 
-    /// Takes keys out of a set. They are there, or none of the batch is done.
+    /// Takes keys out of a set, or a map. They are there, or none of the batch is done.
     pub fn take(self, set: &str, keys: &[Vec<u8>]) -> Batch {
-        self.elements(DELETE_ELEMENTS, 0, set, keys)
+        self.elements(DELETE_ELEMENTS, 0, set, &alone(keys))
     }
 
-    fn elements(self, kind: u16, flags: u16, set: &str, keys: &[Vec<u8>]) -> Batch {
-        keys.chunks(ELEMENTS).fold(self, |batch, keys| {
-            let list = keys.iter().fold(Attributes::default(), |list, key| {
-                list.nest(1, Attributes::default().data(1, key))
-            });
+    fn elements(self, kind: u16, flags: u16, set: &str, all: &[Element<'_>]) -> Batch {
+        all.chunks(ELEMENTS).fold(self, |batch, some| {
+            let list = some
+                .iter()
+                .fold(Attributes::default(), |list, (key, value)| {
+                    let element = Attributes::default().data(1, key);
+                    let element = match value {
+                        Some(value) => element.data(2, value),
+                        None => element,
+                    };
+                    list.nest(1, element)
+                });
             let all = batch.within().text(2, set).nest(3, list);
             batch.tell(kind, flags, &all)
         })
@@ -333,4 +422,22 @@ impl Batch {
         self.frame(BATCH_END);
         Netlink::netfilter()?.batch(&self.bytes, last)
     }
+}
+
+/// How often the rules of this network namespace have been changed, by anybody: another number means other rules.
+pub fn generation() -> io::Result<u32> {
+    let mut bytes = Vec::with_capacity(HEADER + 4);
+    // 20 bytes: a header, and what all messages of nf_tables begin with.
+    bytes.extend(20u32.to_ne_bytes());
+    bytes.extend((SUBSYSTEM << 8 | GET_GENERATION).to_ne_bytes());
+    bytes.extend(NLM_F_REQUEST.to_ne_bytes());
+    bytes.extend(1u32.to_ne_bytes());
+    bytes.extend(0u32.to_ne_bytes());
+    bytes.extend([0; 4]);
+    let answer = Netlink::netfilter()?.one(&bytes)?;
+    // The first attribute is the number (NFTA_GEN_ID).
+    let id = answer.get(HEADER + 8..HEADER + 12);
+    let id = id.and_then(|bytes| bytes.try_into().ok());
+    id.map(u32::from_be_bytes)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "its number is not told"))
 }

@@ -1,9 +1,9 @@
-//! A workload's port on the bridge: the interface's name comes of the uid, and who it is for stands in its alias.
+//! A workload's port on a bridge: the interface's name comes of the uid, and who it is for stands in its alias.
 //! So an agent that knows nothing finds everything.
 
 use std::net::Ipv4Addr;
 
-use super::{Mac, NetworkError};
+use super::{Limits, Mac, NetworkError, net};
 
 /// What all names of ports begin with.
 const PREFIX: &str = "sk";
@@ -12,6 +12,10 @@ const DIGITS: usize = 13;
 /// What all aliases begin with.
 const ALIAS: &str = "skerry";
 const MAX_UID: usize = 64;
+/// Bytes of a tenant's name.
+const MAX_TENANT: usize = 63;
+/// Networks of one workload.
+pub const MOST: usize = 8;
 
 /// A port, and whose it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,17 +24,29 @@ pub struct Port {
     pub name: String,
     /// The workload.
     pub uid: String,
+    /// Which of the workload's ports it is, from 0.
+    pub place: usize,
+    /// Its network.
+    pub net: String,
+    /// The tenant whose the workload is.
+    pub tenant: String,
     /// The workload's address: what comes from elsewhere is dropped.
     pub address: Ipv4Addr,
+    /// How much goes through it.
+    pub limits: Limits,
 }
 
 impl Port {
-    /// That of a workload.
+    /// The first one of a workload in the network `default`, without limits.
     pub fn new(uid: &str, address: Ipv4Addr) -> Result<Port, NetworkError> {
         Ok(Port {
-            name: name(uid)?,
+            name: name(uid, 0)?,
             uid: uid.to_owned(),
+            place: 0,
+            net: net::DEFAULT.to_owned(),
+            tenant: String::new(),
             address,
+            limits: Limits::default(),
         })
     }
 
@@ -38,14 +54,43 @@ impl Port {
     pub fn read(name: &str, alias: &str) -> Option<Port> {
         let mut words = alias.split(' ');
         let (ours, uid, address) = (words.next()?, words.next()?, words.next()?);
-        let port = Port::new(uid, address.parse().ok()?).ok()?;
-        let fits = ours == ALIAS && port.name == name && words.next().is_none();
-        fits.then_some(port)
+        let mut port = Port::new(uid, address.parse().ok()?).ok()?;
+        // Those of an agent before have no more words.
+        if let Some(place) = words.next() {
+            port.place = place.parse().ok().filter(|place| *place < MOST)?;
+            words.next()?.clone_into(&mut port.net);
+            words.next()?.clone_into(&mut port.tenant);
+            for word in words {
+                let (key, value) = word.split_once('=')?;
+                let value = Some(value.parse().ok()?);
+                match key {
+                    "in" => port.limits.ingress = value,
+                    "out" => port.limits.egress = value,
+                    _ => return None,
+                }
+            }
+            port.name = self::name(uid, port.place).ok()?;
+        }
+        (ours == ALIAS && port.name == name).then_some(port)
     }
 
     /// Its alias.
     pub fn alias(&self) -> String {
-        format!("{ALIAS} {} {}", self.uid, self.address)
+        let Port {
+            uid,
+            address,
+            place,
+            net,
+            tenant,
+            ..
+        } = self;
+        let mut alias = format!("{ALIAS} {uid} {address} {place} {net} {tenant}");
+        for (key, value) in [("in", self.limits.ingress), ("out", self.limits.egress)] {
+            if let Some(value) = value {
+                alias += &format!(" {key}={value}");
+            }
+        }
+        alias
     }
 
     /// The workload's hardware address.
@@ -55,13 +100,23 @@ impl Port {
 }
 
 /// The name of a workload's port.
-pub fn name(uid: &str) -> Result<String, NetworkError> {
+pub fn name(uid: &str, place: usize) -> Result<String, NetworkError> {
     let good = |c: char| c.is_ascii_alphanumeric() || c == '-';
     if uid.is_empty() || uid.len() > MAX_UID || !uid.chars().all(good) {
         return Err(NetworkError::Uid(uid.to_owned()));
     }
-    let hash = hash(uid) & ((1 << (4 * DIGITS)) - 1);
+    let hash = match place {
+        0 => hash(uid),
+        place => hash(&format!("{uid}/{place}")),
+    };
+    let hash = hash & ((1 << (4 * DIGITS)) - 1);
     Ok(format!("{PREFIX}{hash:0DIGITS$x}"))
+}
+
+/// Whether it is one of a tenant: what an alias can say.
+pub fn is_tenant(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    name.len() <= MAX_TENANT && name.chars().all(good)
 }
 
 /// Whether a port could have this name.

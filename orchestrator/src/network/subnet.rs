@@ -1,7 +1,7 @@
 //! A subnet: which addresses a network has, and what a guest is told of its own.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use super::NetworkError;
@@ -65,6 +65,13 @@ impl Subnet {
         u32::from(address) & self.bits() == self.base
     }
 
+    /// Whether some address is in both this and another network's, of any length.
+    pub fn meets(self, address: Ipv4Addr, len: u8) -> bool {
+        let bits = u32::MAX.checked_shl(32 - u32::from(len.min(self.len)));
+        let bits = bits.unwrap_or(0);
+        u32::from(address) & bits == self.base & bits
+    }
+
     /// Refuses an address that no workload here can have.
     pub fn check(self, address: Ipv4Addr) -> Result<(), NetworkError> {
         if (self.first()..=self.last()).contains(&address) {
@@ -74,15 +81,6 @@ impl Subnet {
             address,
             subnet: self,
         })
-    }
-
-    /// Words for a Linux guest's command line, from which it knows its address and gateway: those of the
-    /// kernel's own autoconfiguration, and those of our guests (images/guest).
-    pub fn guest_words(self, address: Ipv4Addr) -> String {
-        let (gateway, mask, len) = (self.gateway(), self.mask(), self.len);
-        format!(
-            "ip={address}::{gateway}:{mask}::eth0:off skerry.ip={address}/{len} skerry.gw={gateway}"
-        )
     }
 }
 
@@ -146,6 +144,24 @@ impl Mac {
     pub fn of(address: Ipv4Addr) -> Mac {
         let [a, b, c, d] = address.octets();
         Mac([0x02, 0x53, a, b, c, d])
+    }
+
+    /// The one that somebody has made an IPv6 address of, if it was made so.
+    pub fn of_interface(address: Ipv6Addr) -> Option<Mac> {
+        let bytes = address.octets();
+        let [a, b, c, 0xff, 0xfe, d, e, f] = *bytes.last_chunk()? else {
+            return None;
+        };
+        Some(Mac([a ^ 2, b, c, d, e, f]))
+    }
+
+    /// The address in a subnet of whoever has it, if it is one of ours.
+    pub fn address(self, subnet: Subnet) -> Option<Ipv4Addr> {
+        let [0x02, 0x53, a, b, c, d] = self.0 else {
+            return None;
+        };
+        let address = Ipv4Addr::new(a, b, c, d);
+        subnet.contains(address).then_some(address)
     }
 }
 

@@ -88,6 +88,21 @@ impl Shims {
     }
 }
 
+/// Where it finds who resolves names, unless something of its own is there.
+fn name_servers(source: PathBuf, mounts: &[MountSpec]) -> Option<MountSpec> {
+    let place = Path::new("/etc/resolv.conf");
+    let own = mounts.iter().any(|mount| match mount {
+        MountSpec::Bind { target, .. } | MountSpec::Memory { target, .. } => {
+            place.starts_with(target)
+        }
+    });
+    (!own).then(|| MountSpec::Bind {
+        source,
+        target: place.to_owned(),
+        read_only: true,
+    })
+}
+
 /// What a container is made of; another one is made when that changes.
 fn made_of(wanted: &crate::model::ContainerSpec, mounts: &[MountSpec]) -> String {
     let what = crate::model::ContainerSpec {
@@ -118,9 +133,9 @@ impl Runtime for Shims {
             (self.ports.clone(), object.clone(), wanted.networks.clone());
         let made = spawn_blocking(move || ports.namespace(&declared, &networks)).await;
         let made = made.map_err(|e| RuntimeError::Unfit(format!("its thread ended: {e}")))??;
-        let (network, addresses) = match made {
-            Some((path, address)) => (Network::Path(path), vec![address.to_string()]),
-            None => (Network::New, Vec::new()),
+        let (network, addresses, names) = match made {
+            Some(made) => (Network::Path(made.path), made.addresses, Some(made.names)),
+            None => (Network::New, Vec::new(), None),
         };
         let (id, own) = (uid.clone(), wanted.volumes.clone());
         let volumes = self.volumes.clone();
@@ -135,8 +150,9 @@ impl Runtime for Shims {
             Ok::<_, RuntimeError>(mounts)
         })
         .await;
-        let mounts =
+        let mut mounts =
             mounts.map_err(|e| RuntimeError::Unfit(format!("its thread ended: {e}")))??;
+        mounts.extend(names.and_then(|names| name_servers(names, &mounts)));
         let declared = made_of(&wanted, &mounts);
         let (id, is) = (uid.clone(), declared.clone());
         let as_declared = self.ask(move |containers| {

@@ -1,104 +1,125 @@
-//! Workloads' ports in the network `default`: made when the first workload wants one, so that a host without
-//! networks is left as it is.
+//! Workloads' ports in networks: made when a workload starts that wants some. The network `default` is made for the
+//! first of its workloads, so that a host without networks is left as it is.
 
-use std::net::Ipv4Addr;
+use std::fs::{self, DirBuilder};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
-use super::RuntimeError;
+use super::{RuntimeError, system};
 use crate::model::{Object, Port};
-use crate::network::{Addresses, DefaultNetwork, NetworkError, Subnet, Tap};
+use crate::network::{Net, NetworkError, Plan, Registry, Tap, Who, all_of, guest_words, zone};
 
-/// The network, and who has which address. Its calls block.
+/// The ports of a host's workloads. Its calls block.
 pub struct Ports {
-    network: DefaultNetwork,
-    addresses: Mutex<Addresses>,
+    registry: Arc<Registry>,
+    /// Where it is written for containers who resolves names.
+    resolvers: PathBuf,
 }
 
+/// Where a container is.
+pub struct Made {
+    /// Its network namespace.
+    pub path: PathBuf,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// Its `/etc/resolv.conf`.
+    pub names: PathBuf,
+}
+
+/// A workload's networks, and its addresses there.
+type Places = Vec<(Net, Ipv4Addr)>;
+
 impl Ports {
-    /// The ports of a subnet, with containers' namespaces in `folder`. Those that are there keep their addresses.
-    ///
-    /// # Errors
-    /// If they cannot be looked at.
-    pub fn new(subnet: Subnet, folder: &Path) -> Result<Arc<Ports>, NetworkError> {
-        let network = DefaultNetwork::new(subnet, folder);
-        let mut addresses = Addresses::new(subnet);
-        for found in network.found()? {
-            if let Some(address) = found.address {
-                // One that does not fit any more is told when its workload starts.
-                let _ = addresses.take(&found.uid, Some(address));
-            }
-        }
-        Ok(Arc::new(Ports {
-            network,
-            addresses: Mutex::new(addresses),
-        }))
+    /// Those in the networks of `registry`; what is told containers lies in `resolvers`.
+    pub fn new(registry: Arc<Registry>, resolvers: &Path) -> Arc<Ports> {
+        Arc::new(Ports {
+            registry,
+            resolvers: resolvers.to_owned(),
+        })
     }
 
-    /// The address of a workload that wants a port: the one that it asks for, else the one that it had, else
-    /// a free one.
-    fn address(&self, object: &Object, ports: &[Port]) -> Result<Option<Ipv4Addr>, NetworkError> {
-        let Some(port) = ports.first() else {
+    /// What the networks of a workload make of what it wants.
+    fn plan(&self, object: &Object, ports: &[Port]) -> Result<(Vec<Plan>, Places), NetworkError> {
+        let meta = &object.meta;
+        let status = object.body.get("status");
+        let told = status.and_then(|status| status.get("addresses")?.as_array());
+        let told = told.into_iter().flatten();
+        let had: Vec<Ipv4Addr> = told.filter_map(|one| one.as_str()?.parse().ok()).collect();
+        self.registry.know(Who {
+            uid: meta.uid.clone(),
+            kind: object.kind.kind,
+            tenant: meta.namespace.clone(),
+            name: meta.name.clone(),
+        });
+        let (mut plans, mut places) = (Vec::new(), Vec::new());
+        for port in ports {
+            let (net, limits) = self.registry.named(&meta.namespace, &port.network)?;
+            let asked = port.address.parse().ok();
+            let address = self.registry.take(&net, &meta.uid, asked, &had)?;
+            let own = port.bandwidth.as_ref().map(|own| own.limits());
+            plans.push(Plan {
+                net: net.id.clone(),
+                tenant: meta.namespace.clone(),
+                address,
+                limits: own.unwrap_or(limits),
+            });
+            places.push((net, address));
+        }
+        let nets: Vec<_> = plans.iter().map(|plan| plan.net.clone()).collect();
+        self.registry.free_but(&meta.uid, &nets);
+        Ok((plans, places))
+    }
+
+    /// A VM's taps, its addresses, and what is added to its kernel's command line.
+    ///
+    /// # Errors
+    /// If they cannot be made.
+    pub fn taps(
+        &self,
+        object: &Object,
+        ports: &[Port],
+    ) -> Result<(Vec<Tap>, Vec<String>, String), RuntimeError> {
+        if ports.is_empty() {
+            return Ok((Vec::new(), Vec::new(), String::new()));
+        }
+        let made = || {
+            let (plans, places) = self.plan(object, ports)?;
+            let networks = &self.registry.networks;
+            let taps = networks.attach_taps(&object.meta.uid, &plans, 1)?;
+            self.registry.tell();
+            let words = guest_words(&object.meta.namespace, &places);
+            Ok((taps, addresses(&places), words))
+        };
+        made().map_err(RuntimeError::Network)
+    }
+
+    /// A container's network namespace, and what it is told.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn namespace(&self, object: &Object, ports: &[Port]) -> Result<Option<Made>, RuntimeError> {
+        if ports.is_empty() {
             return Ok(None);
-        };
-        // What somebody has deleted meanwhile is made again.
-        self.network.ensure()?;
-        let status = object
-            .body
-            .get("status")
-            .and_then(|status| status.get("addresses"));
-        let had = status
-            .and_then(|all| all.get(0))
-            .and_then(|one| one.as_str()?.parse().ok());
-        let asked: Option<Ipv4Addr> = port.address.parse().ok();
-        let (uid, mut addresses) = (&object.meta.uid, self.addresses.lock());
-        if let (None, Some(had)) = (asked, had)
-            && let Ok(address) = addresses.take(uid, Some(had))
-        {
-            return Ok(Some(address));
         }
-        addresses.take(uid, asked).map(Some)
-    }
-
-    /// A VM's tap, its address, and what is added to its kernel's command line.
-    ///
-    /// # Errors
-    /// If it cannot be made.
-    pub fn tap(
-        &self,
-        object: &Object,
-        ports: &[Port],
-    ) -> Result<Option<(Tap, Ipv4Addr, String)>, RuntimeError> {
+        let uid = &object.meta.uid;
         let made = || {
-            let Some(address) = self.address(object, ports)? else {
-                return Ok(None);
-            };
-            let tap = self.network.attach_tap(&object.meta.uid, address, 1)?;
-            let words = self.network.subnet().guest_words(address);
-            Ok(Some((tap, address, words)))
+            let (plans, places) = self.plan(object, ports)?;
+            let path = self.registry.networks.attach_netns(uid, &plans)?;
+            self.registry.tell();
+            Ok((path, places))
         };
-        made().map_err(RuntimeError::Network)
-    }
-
-    /// A container's network namespace, and its address.
-    ///
-    /// # Errors
-    /// If it cannot be made.
-    pub fn namespace(
-        &self,
-        object: &Object,
-        ports: &[Port],
-    ) -> Result<Option<(PathBuf, Ipv4Addr)>, RuntimeError> {
-        let made = || {
-            let Some(address) = self.address(object, ports)? else {
-                return Ok(None);
-            };
-            let path = self.network.attach_netns(&object.meta.uid, address)?;
-            Ok(Some((path, address)))
-        };
-        made().map_err(RuntimeError::Network)
+        let (path, places) = made().map_err(RuntimeError::Network)?;
+        let names = self.resolvers.join(uid);
+        let written = write(&names, &resolver(&object.meta.namespace, &places));
+        written.map_err(system(format!("write {}", names.display())))?;
+        Ok(Some(Made {
+            path,
+            addresses: addresses(&places),
+            names,
+        }))
     }
 
     /// Removes what a workload has here.
@@ -106,8 +127,47 @@ impl Ports {
     /// # Errors
     /// If it cannot be removed.
     pub fn detach(&self, uid: &str) -> Result<(), RuntimeError> {
-        self.network.detach(uid).map_err(RuntimeError::Network)?;
-        self.addresses.lock().free(uid);
-        Ok(())
+        let detached = self.registry.networks.detach(uid);
+        detached.map_err(RuntimeError::Network)?;
+        self.registry.free_but(uid, &[]);
+        let names = self.resolvers.join(uid);
+        match fs::remove_file(&names) {
+            Err(e) if e.kind() != ErrorKind::NotFound => {
+                Err(system(format!("remove {}", names.display()))(e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// IPv4 addresses in the order of their networks, and IPv6 addresses behind them.
+fn addresses(places: &[(Net, Ipv4Addr)]) -> Vec<String> {
+    let all = places
+        .iter()
+        .flat_map(|(net, address)| all_of(net, *address));
+    let (four, six): (Vec<IpAddr>, Vec<IpAddr>) = all.partition(IpAddr::is_ipv4);
+    four.iter().chain(&six).map(IpAddr::to_string).collect()
+}
+
+/// What a container's `/etc/resolv.conf` says (resolv.conf(5)).
+fn resolver(tenant: &str, places: &[(Net, Ipv4Addr)]) -> String {
+    let gateways = places.iter().map(|(net, _)| net.subnet.gateway());
+    let servers = gateways.map(|gateway| format!("nameserver {gateway}\n"));
+    // More than three are not asked.
+    let servers: String = servers.take(3).collect();
+    format!("search {}\n{servers}", zone::search(tenant))
+}
+
+/// Writes a file in place: it may be mounted.
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)?;
+    }
+    match fs::read_to_string(path) {
+        Ok(there) if there == text => Ok(()),
+        _ => fs::write(path, text),
     }
 }

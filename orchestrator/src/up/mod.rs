@@ -15,7 +15,7 @@ pub use state::State;
 use crate::api::{ApiError, Listening, Objects, router, sweep};
 use crate::metadata::Metadata;
 use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
-use crate::network::{Names, NetworkError, Services, Subnet, Terms};
+use crate::network::{Names, NetworkError, Registry, Services, Subnet, Terms, keeper};
 use crate::runtime::container::ContainerError;
 use crate::runtime::{Claims, Images, Pool, Ports, Shims, Vmm, Vms, monitor_of};
 use crate::site::{Agent, AgentError, Owners, Placer, Runtimes};
@@ -119,7 +119,8 @@ async fn serve(options: Options) -> Result<(), UpError> {
     first_objects(&objects).await?;
     // Monitors are started elsewhere.
     let vmm = std::path::absolute(&options.vmm).map_err(system("find", options.vmm.display()))?;
-    let ports = Ports::new(options.subnet, &state.namespaces())?;
+    let registry = Registry::open(options.subnet, &state.namespaces())?;
+    let ports = Ports::new(registry.clone(), &state.resolvers());
     let images = Images::new(&state.images());
     let shims = Shims::new(
         &state.containers(),
@@ -171,7 +172,10 @@ async fn serve(options: Options) -> Result<(), UpError> {
         pool: options.service_subnet,
         elastic: options.elastic,
     };
-    let services = Services::new(objects.clone(), terms, Names::default());
+    let names = Names::default();
+    registry.set_services(Arc::new(names.clone()));
+    let services = Services::new(objects.clone(), terms, names);
+    let networks = keeper::Keeper::new(objects.clone(), registry.clone());
     let agent = Agent::new(objects, &options.host, &options.state, runtimes, placer);
     agent.register().await?;
     tokio::spawn(agent.run());
@@ -179,6 +183,8 @@ async fn serve(options: Options) -> Result<(), UpError> {
     tokio::spawn(Keeper::new(blocks).run());
     tokio::spawn(Metadata::new(swept.clone(), &options.host).run());
     tokio::spawn(services.run());
+    tokio::spawn(networks.run());
+    tokio::spawn(crate::network::serve::serve(registry));
     let keeping = pool.clone();
     let keeping = tokio::spawn(async move { keeping.keep().await });
     tokio::spawn(sweep(swept));

@@ -119,6 +119,11 @@ impl State {
         self.path.join("images")
     }
 
+    /// Where it is written down for containers who resolves names.
+    pub fn resolvers(&self) -> PathBuf {
+        self.path.join("resolv")
+    }
+
     /// Where containers' own folders are.
     pub fn containers(&self) -> PathBuf {
         self.path.join("containers")

@@ -23,15 +23,6 @@ const INET: u32 = 2;
 const JUMP: u32 = -3i32 as u32;
 const RETURN: u32 = -5i32 as u32;
 
-/// What is known of a packet's connection.
-#[derive(Debug, Clone, Copy)]
-pub enum Connection {
-    /// Whether the packet goes the way of the first one (0) or back (1): a byte.
-    Direction = 1,
-    /// What was done with it: bits, as the host's u32.
-    Status = 2,
-}
-
 /// Keys or values of a map: how `nft` shows them, and their bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
@@ -92,12 +83,6 @@ impl Rule {
             None => data,
         };
         self.with("nat", data)
-    }
-
-    /// Loads what is known of the packet's connection.
-    pub fn connection(self, key: Connection, to: Register) -> Rule {
-        let data = Attributes::default().number(1, to.0).number(2, key as u32);
-        self.with("ct", data)
     }
 
     /// Goes on if the packet is for an address of this host's.
@@ -169,7 +154,7 @@ impl Batch {
     }
 
     /// Makes a map.
-    pub fn map(mut self, name: &str, key: Shape, value: Shape) -> Batch {
+    pub fn map_of(mut self, name: &str, key: Shape, value: Shape) -> Batch {
         self.sets += 1;
         let all = self.within().text(2, name).number(3, MAP);
         let all = all.number(4, key.shown).number(5, key.len);

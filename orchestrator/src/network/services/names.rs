@@ -1,10 +1,12 @@
 //! Names of services, for those who answer questions about names.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
+
+use crate::network::ServiceNames;
 
 /// What all names end with.
 const DOMAIN: &str = ".skerry.internal";
@@ -31,6 +33,13 @@ impl Names {
         let name = name.strip_suffix('.').unwrap_or(&name);
         let (service, namespace) = name.strip_suffix(DOMAIN)?.rsplit_once('.')?;
         self.service(namespace, service.strip_suffix(".svc")?)
+    }
+}
+
+impl ServiceNames for Names {
+    fn addresses(&self, tenant: &str, name: &str) -> Vec<IpAddr> {
+        let found = self.service(tenant, name).map(IpAddr::V4);
+        found.into_iter().collect()
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::net::Ipv4Addr;
 
-use super::expressions::{Connection, Shape};
+use super::expressions::Shape;
 use super::plan::{At, Backend, Front, Plan};
 use super::uplink::Range;
 use crate::model::Protocol;
 use crate::network::NetworkError;
 use crate::network::error::lacking;
-use crate::network::nft::{Base, Batch, Family, Hook, Meta, Order, Register, Rule};
+use crate::network::nft::{Base, Batch, Connection, Family, Hook, Meta, Order, Register, Rule};
 
 const TABLE: &str = "skerry_services";
 
@@ -172,7 +172,7 @@ impl Writer {
             .pick(&map, FIRST, TO)
             .send_to(TO, Some(TO_PORT));
         self.maps += 1;
-        self.batch = self.batch.map(&map, KEY, VALUE).fill(&map, &pairs);
+        self.batch = self.batch.map_of(&map, KEY, VALUE).fill(&map, &pairs);
         self.batch = self.batch.noted_rule(chain, rule, whose);
         self
     }

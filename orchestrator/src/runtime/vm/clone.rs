@@ -82,9 +82,9 @@ impl CloneOf {
                         .to_owned(),
                 ));
             }
-            (has, _) => {
+            (has, wanted) => {
                 return Err(unfit(format!(
-                    "has {has} networks, and this host has one: take one of a VM with one network or none"
+                    "has {has} networks, and `networks` has {wanted}: a clone needs as many"
                 )));
             }
         }
@@ -106,7 +106,7 @@ impl CloneOf {
     }
 
     /// What its monitor is asked for. Whoever it is, its layers and sockets are in its own folder.
-    pub fn request(&self, uid: &str, home: &Home, tap: Option<&Tap>) -> VmRestore {
+    pub fn request(&self, uid: &str, home: &Home, taps: &[Tap]) -> VmRestore {
         let config = &self.config;
         let silent = |mode| matches!(mode, ConsoleMode::Off | ConsoleMode::Null);
         let serial = ConsoleConfig {
@@ -128,9 +128,9 @@ impl CloneOf {
             (mode, _) if silent(mode) => (None, console(ConsoleMode::File, Some(home.console()))),
             _ => (Some(serial), console(ConsoleMode::Null, None)),
         };
-        let net = tap.and_then(|tap| {
+        let net = config.net.iter().zip(taps).filter_map(|(net, tap)| {
             Some(NetIdentity {
-                id: config.net.first()?.id.clone()?,
+                id: net.id.clone()?,
                 tap: Some(tap.name.clone()),
                 mac: Some(tap.mac.to_string()),
                 vhost_socket: None,
@@ -144,7 +144,7 @@ impl CloneOf {
                 false => RestoreMode::Lazy,
             },
             overlay_dir: Some(home.layers()),
-            net: net.into_iter().collect(),
+            net: net.collect(),
             vsock: config.vsock.as_ref().map(|_| VsockIdentity {
                 cid: Some(cid(uid)),
                 socket: Some(home.vsock()),
@@ -175,7 +175,7 @@ mod tests {
             source: "file:///s".to_owned(),
             config,
         };
-        clone.request("an-uid", &Home::new(Path::new("/vms"), "an-uid"), None)
+        clone.request("an-uid", &Home::new(Path::new("/vms"), "an-uid"), &[])
     }
 
     #[test]

@@ -128,24 +128,22 @@ impl Vms {
         let made = tokio::task::spawn_blocking(move || {
             images.find_snapshot(&mut wanted)?;
             let clone = CloneOf::of(&wanted)?;
-            Ok::<_, RuntimeError>((clone, ports.tap(&declared, &wanted.networks)?))
+            Ok::<_, RuntimeError>((clone, ports.taps(&declared, &wanted.networks)?))
         });
         let made = made.await.map_err(|e| system("make ports")(e.into()))?;
-        let (clone, port) = made?;
-        let address = port.as_ref().map(|(_, address, _)| address.to_string());
+        let (clone, (taps, addresses, words)) = made?;
         let share = Share::of(&spec);
         match clone {
             Some(clone) => {
-                let tap = port.as_ref().map(|(tap, ..)| tap);
-                self.restore(uid, &home, &clone, tap).await?;
+                self.restore(uid, &home, &clone, &taps).await?;
             }
             None => {
-                let port = port.map(|(tap, _, words)| (tap, words));
-                self.boot(object, &home, spec, port, chains).await?;
+                let ports = (taps.as_slice(), words.as_str());
+                self.boot(object, &home, spec, ports, chains).await?;
             }
         }
         self.confine(uid, share).await;
-        Ok(address.into_iter().collect())
+        Ok(addresses)
     }
 
     /// Moves a monitor into its cgroup. That takes the kernel some milliseconds, so its guest runs already.
@@ -169,16 +167,15 @@ impl Vms {
         object: &Object,
         home: &Home,
         spec: MicroVmSpec,
-        port: Option<(Tap, String)>,
+        (taps, words): (&[Tap], &str),
         chains: Chains,
     ) -> Result<(), RuntimeError> {
         home.make().map_err(system("make the VM's folder"))?;
         let uid = &object.meta.uid;
         let (folder, mut wanted) = (home.clone(), spec.clone());
         let (images, owned) = (self.images.clone(), uid.to_owned());
-        let told = port
-            .iter()
-            .map(|(tap, words)| Told::of(&tap.mac.to_string(), words));
+        let told = taps.iter().enumerate();
+        let told = told.map(|(n, tap)| Told::of(n, &tap.mac.to_string(), words));
         let seed = spec.first_boot.as_ref();
         let seed = seed.map(|first| Seed::of(object, first, told.collect()));
         let disks = tokio::task::spawn_blocking(move || {
@@ -189,9 +186,7 @@ impl Vms {
         });
         let disks = disks.await.map_err(|e| system("make disks")(e.into()))??;
         let mut arguments = monitor::arguments(home, &spec, &disks)?;
-        if let Some((tap, words)) = port {
-            monitor::add_network(&mut arguments, &tap, &words);
-        }
+        monitor::add_networks(&mut arguments, taps, words);
         let monitor = self.vmm.start(home, &arguments)?;
         self.monitors.lock().insert(uid.clone(), monitor.clone());
         let started = self.answers(home, &monitor).await;
@@ -207,10 +202,10 @@ impl Vms {
         uid: &str,
         home: &Home,
         clone: &CloneOf,
-        tap: Option<&Tap>,
+        taps: &[Tap],
     ) -> Result<(), RuntimeError> {
         if let Some(monitor) = self.pool.take(home, &clone.size()) {
-            match self.restore_in(monitor, uid, home, clone, tap).await {
+            match self.restore_in(monitor, uid, home, clone, taps).await {
                 // It has died while it waited, which is no fault of the clone's.
                 Err(RuntimeError::Monitor(
                     ClientError::Connect { .. } | ClientError::Http { .. },
@@ -219,7 +214,7 @@ impl Vms {
             }
         }
         let monitor = self.vmm.start_empty(home).await?;
-        self.restore_in(monitor, uid, home, clone, tap).await
+        self.restore_in(monitor, uid, home, clone, taps).await
     }
 
     /// Makes a clone in a monitor without a VM.
@@ -229,13 +224,13 @@ impl Vms {
         uid: &str,
         home: &Home,
         clone: &CloneOf,
-        tap: Option<&Tap>,
+        taps: &[Tap],
     ) -> Result<(), RuntimeError> {
         self.monitors.lock().insert(uid.to_owned(), monitor.clone());
         let made = home.fresh_layers();
         made.map_err(system("make a folder for the clone's layers"))?;
         let client = Client::new(&home.socket());
-        let request = clone.request(uid, home, tap);
+        let request = clone.request(uid, home, taps);
         let asked = timeout(PATIENCE, client.restore(&request)).await;
         settle(&monitor, &asked).await;
         let refused = match asked {

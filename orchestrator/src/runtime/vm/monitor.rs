@@ -244,10 +244,15 @@ pub fn arguments(
     Ok(all)
 }
 
-/// Gives a VM that boots its port: a device, and words for its kernel.
-pub fn add_network(arguments: &mut Vec<String>, tap: &Tap, words: &str) {
-    arguments.push("--net".to_owned());
-    arguments.push(format!("tap={},mac={}", tap.name, tap.mac));
+/// Gives a VM that boots its ports: devices, and words for its kernel.
+pub fn add_networks(arguments: &mut Vec<String>, taps: &[Tap], words: &str) {
+    for tap in taps {
+        arguments.push("--net".to_owned());
+        arguments.push(format!("tap={},mac={}", tap.name, tap.mac));
+    }
+    if words.is_empty() {
+        return;
+    }
     match arguments.iter().position(|flag| flag == "--cmdline") {
         Some(at) => {
             let line = arguments.get_mut(at + 1);
