@@ -9,4 +9,5 @@ pub mod runtime;
 pub mod schedule;
 pub mod site;
 pub mod store;
+pub mod telemetry;
 pub mod up;

@@ -20,6 +20,19 @@ struct Archive {
 /// # Errors
 /// When no enabled source serves the suite's `main` component.
 pub fn backports_stanza(apt: &Path, codename: &str) -> Result<String> {
+    let suite = format!("{codename}-backports");
+    Ok(stanza(&base(apt, codename)?, &suite))
+}
+
+/// The deb822 stanza for `codename` itself, as this machine has it.
+///
+/// # Errors
+/// When no enabled source serves the suite's `main` component.
+pub fn own_stanza(apt: &Path, codename: &str) -> Result<String> {
+    Ok(stanza(&base(apt, codename)?, codename))
+}
+
+fn base(apt: &Path, codename: &str) -> Result<Archive> {
     let archives = read_all(apt)?;
     let serves = |archive: &&Archive| {
         archive.suites.iter().any(|suite| suite == codename)
@@ -27,11 +40,11 @@ pub fn backports_stanza(apt: &Path, codename: &str) -> Result<String> {
     };
     let Some(base) = archives.iter().find(serves) else {
         bail!(
-            "no source under {} serves {codename} main: add {codename}-backports by hand",
+            "no source under {} serves {codename} main: add it, or what is wanted of it, by hand",
             apt.display()
         );
     };
-    Ok(stanza(base, &format!("{codename}-backports")))
+    Ok(base.clone())
 }
 
 fn stanza(base: &Archive, suite: &str) -> String {

@@ -31,7 +31,7 @@ mod table;
 mod verbs;
 mod watch;
 
-pub use caller::{Caller, digest, sweep};
+pub use caller::{Caller, Grant, digest, sweep};
 pub use deletion::{Deletion, Propagation};
 pub use error::ApiError;
 pub use explanation::{Explains, Explanation, Judged, Of};
@@ -41,4 +41,4 @@ pub use log::Logs;
 pub use objects::{List, ObjectWatch, Objects, Part, Seen, rest, revision_of};
 pub use openapi::document;
 pub use select::Selector;
-pub use serve::router;
+pub use serve::{admitted, router};

@@ -58,17 +58,26 @@ async fn handle(State(served): State<Served>, request: Request) -> Response {
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
+/// What a request's sender may do. Its connection is then one that nobody takes away.
+///
+/// # Errors
+/// If it is not known who that is, or there are too many connections.
+pub async fn admitted(objects: &Objects, head: &Parts) -> Result<Grant, ApiError> {
+    let caller = head.extensions.get::<Caller>().copied();
+    let grant = admit(objects, caller.unwrap_or(Caller::Stranger), &head.headers).await?;
+    if let Some(seat) = head.extensions.get::<Seat>() {
+        seat.admit(grant.token())?;
+    }
+    Ok(grant)
+}
+
 async fn answer(served: &Served, request: Request) -> Result<Response, ApiError> {
     let objects = &served.objects;
     let (mut head, body) = request.into_parts();
     let path = head.uri.path().trim_matches('/').to_owned();
     let words: Vec<&str> = path.split('/').collect();
     // Whoever is not known learns nothing, not even what there is.
-    let caller = head.extensions.get::<Caller>().copied();
-    let grant = admit(objects, caller.unwrap_or(Caller::Stranger), &head.headers).await?;
-    if let Some(seat) = head.extensions.get::<Seat>() {
-        seat.admit(grant.token())?;
-    }
+    let grant = admitted(objects, &head).await?;
     if let Some(value) = fixed(&words) {
         return match head.method {
             Method::GET | Method::HEAD => Ok(value),

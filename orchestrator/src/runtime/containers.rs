@@ -14,7 +14,7 @@ use super::container::{
     ContainerError, ContainerSpec, Containers, ExecSpec, MountSpec, Network, ResourceLimits,
     Runtime as Maker, State,
 };
-use super::{End, Life, Ports, Runtime, RuntimeError, Volumes, streaming, system};
+use super::{End, Life, Ports, Runtime, RuntimeError, Usage, Volumes, streaming, system};
 use crate::model::{Container, Object, Placement, RestartPolicy, typed};
 
 /// How long is waited for an end before it is asked again.
@@ -239,6 +239,11 @@ impl Runtime for Shims {
         let uid = uid.to_owned();
         let connection = self.ask(move |containers| containers.exec_connection(&uid, &spec));
         streaming(connection.await?).map_err(system("talk to the command"))
+    }
+
+    async fn usage(&self, uids: Vec<String>) -> HashMap<String, Usage> {
+        let used = self.ask(move |containers| Ok(containers.usage(uids))).await;
+        used.unwrap_or_default()
     }
 
     async fn found(&self) -> Result<Vec<String>, RuntimeError> {

@@ -6,9 +6,11 @@ pub mod container;
 mod containers;
 mod guest;
 mod ports;
+pub mod usage;
 mod vm;
 mod volumes;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use tokio::net::UnixStream;
 pub use claims::Claims;
 pub use containers::Shims;
 pub use ports::Ports;
+pub use usage::Usage;
 pub use vm::{Pool, Vmm, Vms};
 pub use volumes::Volumes;
 
@@ -154,6 +157,12 @@ pub trait Runtime: Send + Sync {
         let what = "it has no console: microvms have one. Look at what it says with `skerry logs`, or run a \
                     shell in it with `skerry exec -it`";
         Err(RuntimeError::Unfit(what.to_owned()))
+    }
+
+    /// What those use that run, of these, by their uids.
+    async fn usage(&self, uids: Vec<String>) -> HashMap<String, Usage> {
+        let _ = uids;
+        HashMap::new()
     }
 
     /// The uids of all that left something here.
