@@ -10,4 +10,5 @@ pub mod schedule;
 pub mod site;
 pub mod store;
 pub mod telemetry;
+pub mod ui;
 pub mod up;

@@ -43,6 +43,8 @@ mod snapshots;
 mod streams;
 mod telemetry;
 mod tokens;
+mod top;
+mod ui;
 mod vhost_user;
 mod vm_cgroups;
 mod volumes;

@@ -11,11 +11,7 @@ use skerry_tests::{Site, eventually, given};
 /// A VM that reads and writes its disk and then stays, and a container that stays, of a tenant.
 fn workloads(site: &Site, namespace: &str) -> String {
     format!(
-        "apiVersion: v1\n\
-         kind: Namespace\n\
-         metadata: {{name: {namespace}}}\n\
-         ---\n\
-         apiVersion: skerry.io/v1\n\
+        "apiVersion: skerry.io/v1\n\
          kind: MicroVM\n\
          metadata: {{name: seen, namespace: {namespace}}}\n\
          spec:\n\
@@ -71,6 +67,8 @@ fn value(text: &str, family: &str, words: &[&str]) -> Option<f64> {
 fn metrics_tell_of_the_host_its_workloads_and_itself_and_tenants_see_their_own() {
     let (site, host) = (Site::new(), Host::start());
     for namespace in ["blue", "red"] {
+        let text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}\n");
+        host.must(&["apply", "-f", &host.manifest(&text)]);
         let manifest = host.manifest(&workloads(&site, namespace));
         host.must(&["apply", "--wait", "-f", &manifest]);
     }

@@ -13,12 +13,20 @@ use crate::{cargo, command, sources, workspace};
 const VERSION: &str = "3.8.0";
 
 /// What building takes beside cargo-deb.
-const TOOLS: [Need; 1] = [Need {
-    program: "dpkg-shlibdeps",
-    package: "dpkg-dev",
-    major: None,
-    why: "finding out which libraries a package depends on",
-}];
+const TOOLS: [Need; 2] = [
+    Need {
+        program: "strip",
+        package: "binutils",
+        major: None,
+        why: "making programs of a package smaller",
+    },
+    Need {
+        program: "dpkg-shlibdeps",
+        package: "dpkg-dev",
+        major: None,
+        why: "finding out which libraries a package depends on",
+    },
+];
 
 /// A system of Debian's smallest, in which the package is tried.
 const CHROOT: [Need; 1] = [Need {
@@ -71,6 +79,8 @@ pub fn build(programs: &[PathBuf; 2]) -> Result<PathBuf> {
     for (program, name) in programs.iter().zip(["skerry", "skerry-vmm"]) {
         let to = stage.join("bin").join(name);
         fs::copy(program, &to).with_context(|| format!("cannot copy {}", program.display()))?;
+        // Symbols are most of what a command is that is not optimised.
+        command::run(Command::new("strip").arg(&to))?;
     }
     let skerry = &programs[0];
     command::run(Command::new(skerry).arg("man").arg(stage.join("man")))?;
@@ -86,7 +96,7 @@ pub fn build(programs: &[PathBuf; 2]) -> Result<PathBuf> {
     let to = stage.join("skerry.deb");
     command::read(
         Command::new(deb)
-            .args(["--no-build", "--strip", "--fast", "--manifest-path"])
+            .args(["--no-build", "--no-strip", "--fast", "--manifest-path"])
             .arg(workspace::root().join("orchestrator/Cargo.toml"))
             .arg("--output")
             .arg(&to)

@@ -20,6 +20,7 @@ use crate::runtime::{Claims, Pool, Ports, Shims, Vmm, Vms};
 use crate::site::{Agent, AgentError, Owners, Placer, Runtimes};
 use crate::store::{Embedded, StoreError};
 use crate::telemetry::{Counted, Sampler, Telemetry};
+use crate::ui;
 
 /// How a host is run.
 #[derive(Debug, Clone)]
@@ -138,6 +139,7 @@ async fn serve(options: Options) -> Result<(), UpError> {
         options.state.clone(),
     );
     let app = Telemetry::new(seen, sampler, stored, placer.counts().clone()).around(app);
+    let app = ui::around(app);
     let socket = state.socket();
     let local = Listening::unix(&socket).map_err(system("listen on", socket.display()))?;
     let mut servers = tokio::task::JoinSet::new();
