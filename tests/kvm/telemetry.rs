@@ -91,7 +91,6 @@ fn metrics_tell_of_the_host_its_workloads_and_itself_and_tenants_see_their_own()
         ("skerry_vm_vcpu_seconds_total", &vm),
         ("skerry_vm_exits_by_kind_total", &vm),
         ("skerry_vm_worker_sleeps_total", &vm),
-        ("skerry_vm_queue_polling_budget_seconds", &vm),
         ("skerry_workload_cpu_seconds_total", &vm),
         ("skerry_workload_cpu_seconds_total", &boxed),
         ("skerry_container_processes", &boxed),

@@ -42,7 +42,8 @@ impl Browser {
         let mut lines = BufReader::new(driver.stdout.take().expect("a pipe")).lines();
         let port = loop {
             let line = lines.next().expect("it names its port").expect("text");
-            let word = line.split("on port ").nth(1);
+            // What it was asked for, which is none, it says before.
+            let word = line.split("successfully on port ").nth(1);
             if let Some(Ok(port)) = word.map(|word| word.trim_end_matches('.').parse()) {
                 break port;
             }

@@ -31,7 +31,7 @@ pub struct Counted {
 
 impl Counted {
     /// The same store, and what it will have counted.
-    pub fn new(inner: AnyStore) -> (AnyStore, Arc<StoreCounts>) {
+    pub fn around(inner: AnyStore) -> (AnyStore, Arc<StoreCounts>) {
         let counts = Arc::<StoreCounts>::default();
         let counted = Counted {
             inner,

@@ -110,7 +110,7 @@ pub fn run(options: Options) -> Result<(), UpError> {
 
 async fn serve(options: Options) -> Result<(), UpError> {
     let state = State::open(&options.state)?;
-    let (store, stored) = Counted::new(Arc::new(Embedded::open(&state.store())?));
+    let (store, stored) = Counted::around(Arc::new(Embedded::open(&state.store())?));
     let objects = Objects::new(store);
     first_objects(&objects).await?;
     // Monitors are started elsewhere.

@@ -23,9 +23,11 @@ fn name(color: Color, otherwise: &str) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
+    let text = text.replace('&', "&amp;");
+    // Spaces in a row would be one.
+    text.replace('<', "&lt;")
         .replace('>', "&gt;")
+        .replace(' ', "\u{a0}")
 }
 
 /// A screen's picture, the same for the same screen.
@@ -39,7 +41,7 @@ pub fn svg(screen: &Buffer) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.1} {height:.1}\" role=\"img\">\n\
          <title>skerry top</title>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"{PAPER}\"/>\n\
-         <g font-family=\"DejaVu Sans Mono, Menlo, Consolas, monospace\" font-size=\"14\" xml:space=\"preserve\">\n"
+         <g font-family=\"DejaVu Sans Mono, Menlo, Consolas, monospace\" font-size=\"14\">\n"
     );
     for y in 0..area.height {
         let mut x = 0;

@@ -1,6 +1,6 @@
 //! What containers use, as their cgroups of version 1 or 2 say.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::cgroup::{Cgroup, read};
 use crate::runtime::usage::{Transfers, Usage};
@@ -36,16 +36,10 @@ pub fn of(cgroup: &Cgroup) -> Option<Usage> {
 
 /// The first of these files that is in one of these folders.
 fn first(folders: &[PathBuf], names: &[&str]) -> Option<String> {
-    let places = |name: &&str| {
-        folders
-            .iter()
-            .map(move |folder| folder.join(*name))
-            .collect::<Vec<_>>()
-    };
-    let paths = names.iter().flat_map(|name| places(name));
-    paths
-        .into_iter()
-        .find_map(|path: PathBuf| read(Path::new(&path)).ok())
+    let paths = names
+        .iter()
+        .flat_map(|name| folders.iter().map(|folder| folder.join(*name)));
+    paths.map(|path| read(&path)).find_map(Result::ok)
 }
 
 /// All that went from and to block devices.
