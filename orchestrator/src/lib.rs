@@ -11,5 +11,7 @@ pub mod runtime;
 pub mod schedule;
 pub mod site;
 pub mod store;
+pub mod telemetry;
+pub mod ui;
 pub mod up;
 pub mod volumes;

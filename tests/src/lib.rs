@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod back_end;
+pub mod browser;
 pub mod containers;
 pub mod datagrams;
 pub mod disk;

@@ -64,6 +64,17 @@ pub fn command() -> Result<PathBuf> {
     )
 }
 
+/// Builds the command as it is given to users.
+///
+/// # Errors
+/// When the build fails.
+pub fn released_command() -> Result<PathBuf> {
+    program(
+        &built(&["build", "--release", "--package", "skerry", "--bins"])?,
+        "skerry",
+    )
+}
+
 /// Builds the load of the Linux guest.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ mod kernel;
 mod lab;
 mod lint;
 mod modules;
+mod package;
 mod packages;
 mod probe;
 mod progress;
@@ -49,6 +50,8 @@ enum Task {
     Cloud(cloud::Arguments),
     /// Run the disk engine's seeded tests for long: a million power cuts, and more
     Soak(soak::Arguments),
+    /// Make the Debian package, target/package/skerry.deb
+    Package(package::Arguments),
     /// Check formatting, clippy and the documentation's build
     Lint,
     /// What the lab's init starts inside; not for people
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Task::Guest(arguments) => guest::run(&arguments),
         Task::Cloud(arguments) => cloud::run(&arguments),
         Task::Soak(arguments) => soak::run(&arguments),
+        Task::Package(arguments) => package::run(&arguments),
         Task::Lint => lint::run(),
         Task::LabInside(arguments) => lab::inside::run(&arguments),
     };

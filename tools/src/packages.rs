@@ -78,6 +78,28 @@ pub const REGISTRY: [Need; 2] = [
     },
 ];
 
+/// What judges what users see: metrics and alert rules, and the web page.
+pub const SEEING: [Need; 3] = [
+    Need {
+        program: "promtool",
+        package: "prometheus",
+        major: None,
+        why: "checking metrics and alert rules",
+    },
+    Need {
+        program: "chromium",
+        package: "chromium",
+        major: None,
+        why: "looking at the web page",
+    },
+    Need {
+        program: "chromedriver",
+        package: "chromium-driver",
+        major: None,
+        why: "driving the browser that looks at it",
+    },
+];
+
 impl Need {
     fn is_met(&self) -> bool {
         in_path(self.program)
@@ -265,7 +287,10 @@ fn install_arguments(names: &[&str], release: Option<&str>) -> Vec<String> {
     arguments
 }
 
-/// The name of this system's release.
+/// The name of this release.
+///
+/// # Errors
+/// When the system does not say it.
 pub fn codename() -> Result<String> {
     let path = "/etc/os-release";
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;

@@ -10,6 +10,7 @@ mod assembly;
 mod attach;
 mod board;
 mod disks;
+mod exits;
 pub mod interrupts;
 pub mod kernel;
 pub mod logger;

@@ -19,7 +19,7 @@ use skerry_devices::virtio::vhost_user::VhostUserError;
 use skerry_devices::virtio::vsock::VsockError;
 use skerry_snapshot::{Range, SnapshotError};
 use skerry_vmm_api::config::DiskConfig;
-use skerry_vmm_api::requests::{DeviceNode, VmCounters};
+use skerry_vmm_api::requests::{DeviceNode, VmCounters, VmUsage};
 use skerry_vmm_api::snapshots::DiskOverlay;
 use skerry_vmm_api::workers::VmMoveQueues;
 use thiserror::Error;
@@ -28,6 +28,7 @@ use crate::arch::{self, ArchError, CpuTold, MsrIndices, layout};
 use crate::assembly::Legacy;
 use crate::board::Board;
 use crate::disks::{DiskError, DiskRequest, Disks, Frozen};
+use crate::exits::ExitStats;
 use crate::kernel::KernelError;
 use crate::memory::{
     FaultServer, MemoryError, Prefault, Ram, RestoreError as MemoryRestoreError, TrackError,
@@ -135,6 +136,8 @@ pub struct Terminals {
 /// A booted machine. Fields are dropped in order.
 pub struct Machine {
     pub(crate) cpus: Vec<Vcpu>,
+    /// What KVM counts of them.
+    pub(crate) exits: Vec<Option<ExitStats>>,
     /// What each was told of its features.
     pub(crate) told: Vec<CpuTold>,
     pub(crate) queues: Queues,
@@ -364,6 +367,19 @@ impl Machine {
             .into_iter()
             .filter_map(named)
             .collect()
+    }
+
+    /// All that is counted.
+    pub fn usage(&self) -> VmUsage {
+        let exits = |stats: &Option<ExitStats>| {
+            let read = stats.as_ref().and_then(|stats| stats.read().ok());
+            read.unwrap_or_default()
+        };
+        VmUsage {
+            devices: self.counters(),
+            cpus: self.exits.iter().map(exits).collect(),
+            workers: self.workers.list(),
+        }
     }
 
     /// The devices, by name.

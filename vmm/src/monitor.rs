@@ -47,6 +47,7 @@ pub enum Request {
     Boot,
     Info,
     Counters,
+    Usage,
     Pause,
     Resume,
     Shutdown,
@@ -349,6 +350,10 @@ impl Monitor {
             Request::Counters => {
                 let counters = self.machine("tell counters")?.counters();
                 return Ok(Some(json(&counters)));
+            }
+            Request::Usage => {
+                let usage = self.machine("tell what it uses")?.usage();
+                return Ok(Some(json(&usage)));
             }
             // These are served by themselves.
             Request::Exit | Request::Move(_) => {}

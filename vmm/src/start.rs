@@ -9,6 +9,7 @@ use skerry_vmm_api::VmConfig;
 
 use crate::arch::{self, CpuState};
 use crate::assembly::Assembly;
+use crate::exits::ExitStats;
 use crate::kernel::Kernel;
 use crate::machine::{Machine, MachineError, MachineShape, Queues, Terminals, pin, system};
 use crate::memory::{self, Ram, Restored};
@@ -143,6 +144,7 @@ fn build(
     let queues = Queues(Arc::new(board));
     let (mut cpus, mut told) = (Vec::new(), Vec::new());
     let mut counters = None;
+    let exits = shell.cpus.iter().map(ExitStats::of).collect();
     for (index, fd) in (0..).zip(shell.cpus) {
         let told_of = match &start {
             Cpus::Boot(boot, shape) => {
@@ -181,6 +183,7 @@ fn build(
     }
     Ok(Machine {
         cpus,
+        exits,
         told,
         queues,
         disks,

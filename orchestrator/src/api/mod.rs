@@ -6,6 +6,7 @@
 //! | `/apis/skerry.io/v1[/namespaces/NS]/KINDS[/NAME[/status]]` | our kinds |
 //! | `…/KINDS/NAME/log[?follow=true]` | what a workload says |
 //! | `…/KINDS/NAME/exec`, `…/KINDS/NAME/console` | connections into a workload ([`reach`]) |
+//! | `…/KINDS/NAME/console` as a WebSocket | the same for browsers |
 //! | `…/KINDS/NAME/explanation` | why it is where it is, or nowhere |
 //! | `/api/v1/…` | namespaces and events |
 //! | `/api`, `/apis`, `/openapi/v3`, `/version` | discovery |
@@ -27,11 +28,12 @@ mod patch;
 pub mod reach;
 mod select;
 mod serve;
+mod socket;
 mod table;
 mod verbs;
 mod watch;
 
-pub use caller::{Caller, digest, sweep};
+pub use caller::{Caller, Grant, digest, sweep};
 pub use deletion::{Deletion, Propagation};
 pub use error::ApiError;
 pub use explanation::{Explains, Explanation, Judged, Of};
@@ -41,4 +43,4 @@ pub use log::Logs;
 pub use objects::{List, ObjectWatch, Objects, Part, Seen, rest, revision_of};
 pub use openapi::document;
 pub use select::Selector;
-pub use serve::router;
+pub use serve::{admitted, router};

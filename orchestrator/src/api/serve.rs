@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use futures_util::StreamExt;
 use serde_json::Value;
+use tokio::net::UnixStream;
 
 use super::caller::{Caller, Grant, admit};
 use super::connections::Seat;
@@ -20,10 +21,12 @@ use super::log::{self, Logs};
 use super::objects::{Objects, Part};
 use super::patch::Manner;
 use super::reach::{self, ExecRequest, Reach, Way};
+use super::socket::SocketWay;
 use super::table::Form;
 use super::verbs::{self, Place, Query};
 use super::{discovery, openapi};
-use crate::model::{GROUP, KINDS, VERSION};
+use crate::model::{GROUP, KINDS, Object, VERSION};
+use crate::runtime::RuntimeError;
 
 /// Bytes of a body.
 const MAX_BODY: usize = 3 << 20;
@@ -58,17 +61,26 @@ async fn handle(State(served): State<Served>, request: Request) -> Response {
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
+/// What a request's sender may do. Its connection is then one that nobody takes away.
+///
+/// # Errors
+/// If it is not known who that is, or there are too many connections.
+pub async fn admitted(objects: &Objects, head: &Parts) -> Result<Grant, ApiError> {
+    let caller = head.extensions.get::<Caller>().copied();
+    let grant = admit(objects, caller.unwrap_or(Caller::Stranger), &head.headers).await?;
+    if let Some(seat) = head.extensions.get::<Seat>() {
+        seat.admit(grant.token())?;
+    }
+    Ok(grant)
+}
+
 async fn answer(served: &Served, request: Request) -> Result<Response, ApiError> {
     let objects = &served.objects;
     let (mut head, body) = request.into_parts();
     let path = head.uri.path().trim_matches('/').to_owned();
     let words: Vec<&str> = path.split('/').collect();
     // Whoever is not known learns nothing, not even what there is.
-    let caller = head.extensions.get::<Caller>().copied();
-    let grant = admit(objects, caller.unwrap_or(Caller::Stranger), &head.headers).await?;
-    if let Some(seat) = head.extensions.get::<Seat>() {
-        seat.admit(grant.token())?;
-    }
+    let grant = admitted(objects, &head).await?;
     if let Some(value) = fixed(&words) {
         return match head.method {
             Method::GET | Method::HEAD => Ok(value),
@@ -76,7 +88,10 @@ async fn answer(served: &Served, request: Request) -> Result<Response, ApiError>
         };
     }
     let place = place(&words).ok_or_else(|| ApiError::NoPath(format!("/{path}")))?;
-    grant.check(&head.method, &place)?;
+    // Whoever enters a workload changes it, by whatever method that is asked for.
+    let enters = matches!(place.part, Part::Exec | Part::Console);
+    let method = if enters { &Method::POST } else { &head.method };
+    grant.check(method, &place)?;
     let query: QueryOf<Query> = QueryOf::try_from_uri(&head.uri)
         .map_err(|e| ApiError::Request(format!("the query cannot be read: {e}")))?;
     let (mut query, form) = (query.0, Form::of(text(&head.headers, header::ACCEPT)));
@@ -93,7 +108,7 @@ async fn answer(served: &Served, request: Request) -> Result<Response, ApiError>
         let answer = log::answer(&*served.logs, &object, query.follows()).await?;
         return Ok(while_granted(answer, grant, objects));
     }
-    if matches!(place.part, Part::Exec | Part::Console) {
+    if enters {
         return enter(served, &place, &mut head, body, grant).await;
     }
     if place.part == Part::Explanation {
@@ -158,6 +173,12 @@ async fn enter(
     body: Body,
     grant: Grant,
 ) -> Result<Response, ApiError> {
+    if place.part == Part::Console && SocketWay::is_asked(head) {
+        let way = SocketWay::of(head).await?;
+        let inner = console(served, place).await?;
+        let seat = head.extensions.remove::<Seat>();
+        return Ok(way.open(inner, grant.ended(served.objects.clone()), seat));
+    }
     if head.method != Method::POST {
         let what = "commands and consoles are asked for with POST";
         return Err(ApiError::Method(what.into()));
@@ -169,24 +190,38 @@ async fn enter(
     };
     let way = Way::of(head, protocol)?;
     let body = read(body).await?;
-    let object = served
-        .objects
-        .get(place.kind, &place.namespace, &place.name)
-        .await?;
     let inner = match command {
         true => {
+            let object = target(served, place).await?;
             let spec = ExecRequest::read(&body)?;
-            served.reach.exec(&object, spec).await
+            let entered = served.reach.exec(&object, spec).await;
+            entered.map_err(|e| not_now(place, &e))?
         }
-        false => served.reach.console(&object).await,
+        false => console(served, place).await?,
     };
-    let inner = inner.map_err(|e| ApiError::NotNow {
-        kind: place.kind,
-        name: place.name.clone(),
-        message: chain(&e),
-    })?;
     let seat = head.extensions.remove::<Seat>();
     Ok(way.open(inner, grant.ended(served.objects.clone()), seat))
+}
+
+/// The object that is to be entered.
+async fn target(served: &Served, place: &Place) -> Result<Object, ApiError> {
+    let (namespace, name) = (&place.namespace, &place.name);
+    served.objects.get(place.kind, namespace, name).await
+}
+
+/// A connection to its console.
+async fn console(served: &Served, place: &Place) -> Result<UnixStream, ApiError> {
+    let object = target(served, place).await?;
+    let entered = served.reach.console(&object).await;
+    entered.map_err(|e| not_now(place, &e))
+}
+
+fn not_now(place: &Place, error: &RuntimeError) -> ApiError {
+    ApiError::NotNow {
+        kind: place.kind,
+        name: place.name.clone(),
+        message: chain(error),
+    }
 }
 
 /// What is the same for all, and at all times.

@@ -2,14 +2,17 @@
 
 mod bytes;
 mod date;
+mod doctor;
 mod failure;
 mod image;
+mod man;
 mod output;
 mod progress;
 mod remote;
 mod shim;
 mod simulate;
 mod snapshot;
+mod top;
 mod up;
 
 use std::process::ExitCode;
@@ -42,9 +45,13 @@ enum Command {
     Console(remote::Console),
     Events(remote::Events),
     Token(remote::Token),
+    Top(top::Top),
     Cordon(remote::Cordon),
     Uncordon(remote::Uncordon),
     Drain(remote::Drain),
+    Doctor(doctor::Doctor),
+    #[command(hide = true)]
+    Man(man::Man),
     /// Print what a shell needs to complete these commands
     Completion {
         /// The shell
@@ -108,9 +115,12 @@ pub fn main() -> ExitCode {
         Command::Console(console) => console.run(),
         Command::Events(events) => events.run(),
         Command::Token(token) => token.run(),
+        Command::Top(top) => top.run(),
         Command::Cordon(cordon) => cordon.run(),
         Command::Uncordon(uncordon) => uncordon.run(),
         Command::Drain(drain) => drain.run(),
+        Command::Doctor(doctor) => doctor.run(),
+        Command::Man(man) => man.run(<Cli as clap::CommandFactory>::command()),
         Command::Completion { shell } => {
             let mut command = <Cli as clap::CommandFactory>::command();
             clap_complete::generate(shell, &mut command, "skerry", &mut std::io::stdout());

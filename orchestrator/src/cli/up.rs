@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::failure::exit_code;
 use crate::network::Subnet;
+use crate::telemetry::logs::{self, LogFormat};
 use crate::up::{Options, run};
 
 /// Run this host: its store, its API, and what is declared to run here
@@ -45,22 +46,25 @@ pub struct Up {
     /// Do not find out whether this host's KVM can run Linux: for payloads that need less
     #[arg(long)]
     no_probe: bool,
+    /// How lines of log are written; RUST_LOG chooses levels
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
 }
 
 impl Up {
     /// Does it.
     pub fn run(self) -> ExitCode {
-        let filter = env_logger::Env::default().default_filter_or("info");
-        env_logger::Builder::from_env(filter).init();
         let name = rustix::system::uname()
             .nodename()
             .to_string_lossy()
             .to_lowercase();
+        let host = self.host.unwrap_or(name);
+        logs::start(self.log_format, &host);
         let beside = std::env::current_exe().unwrap_or_default();
         let options = Options {
             state: self.state,
             listen: self.listen,
-            host: self.host.unwrap_or(name),
+            host,
             oci_runtime: self.oci_runtime,
             subnet: self.subnet,
             service_subnet: self.service_subnet,

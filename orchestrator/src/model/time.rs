@@ -21,6 +21,11 @@ impl Timestamp {
         Timestamp(then.unwrap_or(jiff::Timestamp::MAX))
     }
 
+    /// In seconds since 1970.
+    pub fn unix_seconds(self) -> f64 {
+        self.0.as_second() as f64
+    }
+
     /// Seconds since then; none if it is to come.
     pub fn seconds_ago(self) -> u64 {
         let since = jiff::Timestamp::now().as_second() - self.0.as_second();

@@ -14,7 +14,7 @@ use super::container::{
     ContainerError, ContainerSpec, Containers, ExecSpec, MountSpec, Network, ResourceLimits,
     Runtime as Maker, State,
 };
-use super::{End, Images, Life, Ports, Runtime, RuntimeError, Volumes, streaming, system};
+use super::{End, Images, Life, Ports, Runtime, RuntimeError, Usage, Volumes, streaming, system};
 use crate::firstboot::Seed;
 use crate::model::{Container, Object, Placement, RestartPolicy, typed};
 
@@ -289,6 +289,11 @@ impl Runtime for Shims {
         let uid = uid.to_owned();
         let connection = self.ask(move |containers| containers.exec_connection(&uid, &spec));
         streaming(connection.await?).map_err(system("talk to the command"))
+    }
+
+    async fn usage(&self, uids: Vec<String>) -> HashMap<String, Usage> {
+        let used = self.ask(move |containers| Ok(containers.usage(uids))).await;
+        used.unwrap_or_default()
     }
 
     async fn found(&self) -> Result<Vec<String>, RuntimeError> {

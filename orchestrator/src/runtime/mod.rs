@@ -7,9 +7,11 @@ mod containers;
 mod guest;
 mod images;
 mod ports;
+pub mod usage;
 mod vm;
 mod volumes;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,6 +23,7 @@ pub use claims::Claims;
 pub use containers::Shims;
 pub use images::Images;
 pub use ports::Ports;
+pub use usage::Usage;
 pub use vm::{Pool, Vmm, Vms, monitor_of};
 pub use volumes::Volumes;
 
@@ -170,6 +173,12 @@ pub trait Runtime: Send + Sync {
         let what = "it has no console: microvms have one. Look at what it says with `skerry logs`, or run a \
                     shell in it with `skerry exec -it`";
         Err(RuntimeError::Unfit(what.to_owned()))
+    }
+
+    /// What those use that run, of these, by their uids.
+    async fn usage(&self, uids: Vec<String>) -> HashMap<String, Usage> {
+        let _ = uids;
+        HashMap::new()
     }
 
     /// The uids of all that left something here.

@@ -20,7 +20,7 @@ use super::workload::{Desk, run};
 use crate::api::reach::Reach;
 use crate::api::{ApiError, Logs, ObjectWatch, Objects, Seen, Selector};
 use crate::model::{BareMetal, Host, HostSpec, Kind, Meta, Object, Resource, kind_of, untyped};
-use crate::runtime::{Runtime, RuntimeError};
+use crate::runtime::{Runtime, RuntimeError, Usage};
 
 /// Events are kept so long.
 const EVENTS: u64 = 3600;
@@ -49,6 +49,19 @@ impl Runtimes {
     pub fn with<R: Resource>(mut self, runtime: Arc<dyn Runtime>) -> Runtimes {
         self.0.push((kind_of::<R>(), runtime));
         self
+    }
+
+    /// The kinds that are run.
+    pub fn kinds(&self) -> impl Iterator<Item = &'static Kind> {
+        self.0.iter().map(|(kind, _)| *kind)
+    }
+
+    /// What those use that run, of these of a kind, by their uids.
+    pub async fn usage(&self, kind: &Kind, uids: Vec<String>) -> HashMap<String, Usage> {
+        match self.0.iter().find(|(found, _)| *found == kind) {
+            Some((_, runtime)) => runtime.usage(uids).await,
+            None => HashMap::new(),
+        }
     }
 
     /// What runs an object.

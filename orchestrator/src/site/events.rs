@@ -45,7 +45,13 @@ impl Events {
 
     /// Tells what happened to an object. That it cannot be told stops nobody.
     pub async fn tell(&self, object: &Object, tone: Tone, reason: &str, message: &str) {
-        log::info!("{}: {reason}: {message}", object.shown());
+        let level = match tone {
+            Tone::Normal => log::Level::Info,
+            Tone::Warning => log::Level::Warn,
+        };
+        let (kind, meta) = (object.kind.singular, &object.meta);
+        let (namespace, name) = (&meta.namespace, &meta.name);
+        log::log!(level, kind, namespace, name, reason; "{}: {reason}: {message}", object.shown());
         if let Err(e) = self.record(object, tone, reason, message).await {
             log::warn!("an event of {} is not kept: {e}", object.shown());
         }

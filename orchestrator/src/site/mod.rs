@@ -4,6 +4,7 @@
 mod agent;
 mod backoff;
 mod books;
+mod counts;
 mod events;
 mod explain;
 mod health;
@@ -17,6 +18,7 @@ mod wanted;
 mod workload;
 
 pub use agent::{Agent, AgentError, Runtimes};
+pub use counts::SiteCounts;
 pub use owners::Owners;
 pub use place::Placer;
 pub(crate) use probe::{http, on_a_line, tcp};

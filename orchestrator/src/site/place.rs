@@ -2,10 +2,12 @@
 //! away twice. Where there is no room, less important workloads have to go.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
 use super::books::{Books, Work};
+use super::counts::{SiteCounts, one_more};
 use super::request::request;
 use super::wanted::{status_of, with_status};
 use crate::api::{ApiError, Objects, Part, revision_of};
@@ -18,6 +20,7 @@ pub struct Placer {
     objects: Objects,
     /// The books are put back when all went well; else they are made anew.
     books: Mutex<Option<Books>>,
+    counts: Arc<SiteCounts>,
 }
 
 /// What came of looking for a place.
@@ -39,7 +42,13 @@ impl Placer {
         Placer {
             objects,
             books: Mutex::new(None),
+            counts: Arc::default(),
         }
+    }
+
+    /// What is counted here, and of those who ask for places.
+    pub fn counts(&self) -> &Arc<SiteCounts> {
+        &self.counts
     }
 
     /// The books, as of a commit at least.
@@ -67,6 +76,10 @@ impl Placer {
         let mut kept = self.books.lock().await;
         let mut books = self.fresh(kept.take(), revision_of(object)).await?;
         let found = self.find(&mut books, object).await?;
+        one_more(match found {
+            Found::Place { .. } => &self.counts.placed,
+            Found::None(_) => &self.counts.unplaced,
+        });
         let claimed = object.kind == kind_of::<BareMetal>() && matches!(found, Found::Place { .. });
         // What a claim takes is not in these books.
         *kept = (!claimed).then_some(books);

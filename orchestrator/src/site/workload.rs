@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 
 use super::backoff::Backoff;
+use super::counts::one_more;
 use super::events::{Events, Tone};
 use super::health::Health;
 use super::place::{Found, Placer};
@@ -67,7 +68,13 @@ pub async fn run(desk: Desk, object: Object, bell: Arc<Notify>) {
         bell,
     };
     loop {
-        let (wait, runs) = match task.turn().await {
+        let turn = task.turn().await;
+        let counts = task.desk.placer.counts();
+        one_more(match turn {
+            Ok(_) => &counts.turns,
+            Err(_) => &counts.failed_turns,
+        });
+        let (wait, runs) = match turn {
             Ok(Next::Over) => return,
             Ok(Next::Wait) => (Duration::MAX, false),
             Ok(Next::WhileItRuns) => (Duration::MAX, true),

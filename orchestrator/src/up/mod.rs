@@ -20,6 +20,8 @@ use crate::runtime::container::ContainerError;
 use crate::runtime::{Claims, Images, Pool, Ports, Shims, Vmm, Vms, monitor_of};
 use crate::site::{Agent, AgentError, Owners, Placer, Runtimes};
 use crate::store::{Embedded, StoreError};
+use crate::telemetry::{Counted, Sampler, Telemetry};
+use crate::ui;
 use crate::volumes::{Blocks, Keeper};
 
 /// How a host is run.
@@ -114,7 +116,7 @@ pub fn run(options: Options) -> Result<(), UpError> {
 
 async fn serve(options: Options) -> Result<(), UpError> {
     let state = State::open(&options.state)?;
-    let store = Arc::new(Embedded::open(&state.store())?);
+    let (store, stored) = Counted::around(Arc::new(Embedded::open(&state.store())?));
     let objects = Objects::new(store);
     first_objects(&objects).await?;
     // Monitors are started elsewhere.
@@ -153,6 +155,15 @@ async fn serve(options: Options) -> Result<(), UpError> {
         .with::<BareMetal>(Arc::new(Claims::new(objects.clone(), &options.host)));
     let placer = Arc::new(Placer::new(objects.clone()));
     let app = router(objects.clone(), Arc::new(runtimes.clone()), placer.clone());
+    let seen = objects.clone();
+    let sampler = Sampler::new(
+        seen.clone(),
+        runtimes.clone(),
+        &options.host,
+        options.state.clone(),
+    );
+    let app = Telemetry::new(seen, sampler, stored, placer.counts().clone()).around(app);
+    let app = ui::around(app);
     let socket = state.socket();
     let local = Listening::unix(&socket).map_err(system("listen on", socket.display()))?;
     let mut servers = tokio::task::JoinSet::new();

@@ -11,7 +11,7 @@ use crate::lab::STOOD_STILL;
 use crate::packages::Need;
 use crate::probe::{Probe, probe};
 use crate::progress::Step;
-use crate::{cargo, cloud, command, guest, packages, virtiofsd, workspace};
+use crate::{cargo, cloud, command, guest, package, packages, virtiofsd, workspace};
 
 /// The lab tier's time limit in the lab, in seconds.
 const LAB_TIMEOUT: &str = "1800";
@@ -19,7 +19,7 @@ const LAB_TIMEOUT: &str = "1800";
 const MORE_LABS: u32 = 3;
 
 /// What the end-to-end tiers' tests use.
-const END_TO_END: [Need; 7] = [
+const END_TO_END: [Need; 10] = [
     packages::NETWORK[0],
     packages::NETWORK[1],
     packages::IMAGES,
@@ -27,6 +27,9 @@ const END_TO_END: [Need; 7] = [
     packages::CONTAINERS[1],
     packages::REGISTRY[0],
     packages::REGISTRY[1],
+    packages::SEEING[0],
+    packages::SEEING[1],
+    packages::SEEING[2],
 ];
 
 /// The oldest minor version of Kubernetes's client (1.x) that speaks all that the tests ask it for. Debian 12 has an
@@ -100,7 +103,12 @@ pub fn kvm_with(which: Which<'_>, how_much: &[(&str, u64)], report: &mut Report)
     kvm.context("this tier needs /dev/kvm: load the module kvm_intel or kvm_amd, and be root or in the group kvm")?;
     packages::ensure(&END_TO_END)?;
     ensure_kubectl()?;
-    let environment = environment(&build_programs()?, None);
+    let programs = build_programs()?;
+    let mut environment = environment(&programs, None);
+    // What is in the package of tests is not optimised, but for the monitor.
+    let package = package::build(&[programs.skerry, programs.vmm])?;
+    environment.push(("SKERRY_PACKAGE", package));
+    environment.push(("SKERRY_CLEAN_SYSTEM", package::clean_system()?));
     let tests = build_tests("kvm")?;
     counted(
         Command::new(tests)

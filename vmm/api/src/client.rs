@@ -17,7 +17,7 @@ use crate::endpoints::{ENDPOINTS, Operation, ROOT};
 use crate::requests::{
     DiskInfo, DiskJobInfo, DiskSnapshotInfo, ErrorBody, PciDeviceInfo, VmCounters, VmDiskBackup,
     VmDiskBitmap, VmDiskCancel, VmDiskCommit, VmDiskSnapshot, VmDiskStream, VmInfo, VmRemoveDevice,
-    VmResizeDisk, VmmPingResponse,
+    VmResizeDisk, VmUsage, VmmPingResponse,
 };
 use crate::snapshots::{
     VmMigrationInfo, VmPrepare, VmReceiveMigration, VmRestore, VmRestoreInfo, VmSendMigration,
@@ -99,6 +99,11 @@ impl Client {
     /// What the VM's devices counted.
     pub async fn counters(&self) -> Result<VmCounters, ClientError> {
         self.get(Operation::VmCounters).await
+    }
+
+    /// All that is counted of the VM.
+    pub async fn usage(&self) -> Result<VmUsage, ClientError> {
+        self.get(Operation::VmUsage).await
     }
 
     /// An operation that takes nothing and answers nothing: boot, pause, resume, shutdown, reboot,

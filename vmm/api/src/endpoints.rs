@@ -9,7 +9,7 @@ use crate::config::{DiskConfig, NetConfig, VmConfig};
 use crate::requests::{
     DiskInfo, DiskJobInfo, DiskSnapshotInfo, ErrorBody, VmCounters, VmDiskBackup, VmDiskBitmap,
     VmDiskCancel, VmDiskCommit, VmDiskSnapshot, VmDiskStream, VmInfo, VmRemoveDevice, VmResizeDisk,
-    VmmPingResponse,
+    VmUsage, VmmPingResponse,
 };
 use crate::snapshots::{
     VmMigrationInfo, VmPrepare, VmReceiveMigration, VmRestore, VmRestoreInfo, VmSendMigration,
@@ -31,6 +31,7 @@ pub enum Operation {
     VmBoot,
     VmInfo,
     VmCounters,
+    VmUsage,
     VmPause,
     VmResume,
     VmShutdown,
@@ -190,6 +191,13 @@ pub const ENDPOINTS: &[Endpoint] = &[
         "/vm.counters",
         "What the VM's devices counted",
         schema::<VmCounters>,
+        &[NO_VM, STATE],
+    ),
+    get(
+        Operation::VmUsage,
+        "/vm.usage",
+        "What devices counted, how often CPUs left the guest and why, and what workers do",
+        schema::<VmUsage>,
         &[NO_VM, STATE],
     ),
     put(

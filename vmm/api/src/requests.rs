@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ImageType, VmConfig};
+use crate::workers::WorkerInfo;
 
 /// What `vmm.ping` answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -60,6 +61,18 @@ pub struct DeviceNode {
 
 /// What `vm.counters` answers: numbers by device, then by name.
 pub type VmCounters = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// What `vm.usage` answers: all that is counted, for whoever looks again and again.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct VmUsage {
+    /// Numbers of devices, as `vm.counters` has them.
+    pub devices: VmCounters,
+    /// How often each CPU left its guest: all of them (`exits`), and by kind, as this host's KVM names them. Without
+    /// KVM's statistics there are none.
+    pub cpus: Vec<BTreeMap<String, u64>>,
+    /// Workers and their queues, as `vm.workers` has them.
+    pub workers: Vec<WorkerInfo>,
+}
 
 /// What `vm.add-disk` and `vm.add-net` answer when the machine runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -263,6 +263,7 @@ fn parse(operation: Operation, body: &[u8]) -> Result<Request, Refusal> {
         Operation::VmBoot => Request::Boot,
         Operation::VmInfo => Request::Info,
         Operation::VmCounters => Request::Counters,
+        Operation::VmUsage => Request::Usage,
         Operation::VmPause => Request::Pause,
         Operation::VmResume => Request::Resume,
         Operation::VmShutdown => Request::Shutdown,

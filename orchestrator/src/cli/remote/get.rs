@@ -91,7 +91,7 @@ impl Get {
 }
 
 /// What a query may have in a value.
-fn encoded(text: &str) -> String {
+pub fn encoded(text: &str) -> String {
     let mut out = String::new();
     for byte in text.bytes() {
         match byte {

@@ -22,19 +22,18 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 pub use apply::Apply;
-pub use client::ClientError;
+pub use client::{Client, ClientError, JSON};
 pub use console::Console;
 pub use delete::Delete;
 pub use exec::Exec;
 pub use explain::Explain;
-pub use get::{Describe, Events, Get};
+pub use get::{Describe, Events, Get, encoded};
 pub use host::{Cordon, Drain, Uncordon};
 pub use log::Logs;
 pub use run::Run;
+pub use target::Target;
 pub use token::Token;
 
-use self::client::Client;
-use self::target::Target;
 use super::failure::{Failure, Outcome, exit_code};
 use crate::model::{KINDS, Kind, named};
 
@@ -78,7 +77,7 @@ where
 }
 
 /// The same for what belongs to no tenant.
-fn ask_at<F>(target: &Target, work: impl FnOnce(Client) -> F) -> ExitCode
+pub fn ask_at<F>(target: &Target, work: impl FnOnce(Client) -> F) -> ExitCode
 where
     F: Future<Output = Outcome>,
 {

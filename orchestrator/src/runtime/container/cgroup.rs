@@ -30,6 +30,14 @@ impl Cgroup {
         })
     }
 
+    /// Those of another path.
+    pub fn beside(&self, path: &str) -> Cgroup {
+        Cgroup {
+            path: path.trim_matches('/').into(),
+            roots: self.roots.clone(),
+        }
+    }
+
     /// Where the hierarchies are mounted.
     pub fn roots(&self) -> &[PathBuf] {
         &self.roots
@@ -183,7 +191,8 @@ fn counter(path: &Path, name: &str) -> Option<u64> {
         .find_map(|(_, value)| value.trim().parse().ok())
 }
 
-fn read(path: &Path) -> io::Result<String> {
+/// A cgroup's file.
+pub fn read(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     fs::File::open(path)?
         .take(LONGEST)

@@ -31,9 +31,10 @@ mod seccomp;
 pub mod shim;
 mod signal;
 mod spec;
+mod usage;
 mod wire;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
@@ -62,6 +63,7 @@ use self::image::{Images, Limits};
 use self::program::Program;
 use self::removal::remove_path;
 use self::wire::{Answer, Kind, Request};
+use super::usage::Usage;
 
 /// How long a container may take to start.
 const START: Duration = Duration::from_secs(90);
@@ -350,6 +352,19 @@ impl Containers {
             }
             _ => Err(refusal(id, "it answered something else")),
         }
+    }
+
+    /// What those use that run, of these, by their names.
+    pub fn usage(&self, ids: Vec<String>) -> HashMap<String, Usage> {
+        // Where cgroups are is the same for all of them.
+        let Ok(all) = Cgroup::new("") else {
+            return HashMap::new();
+        };
+        let used = ids.into_iter().filter_map(|id| {
+            let path = self.home(&id).ok()?.cgroup_path(None);
+            Some((id, usage::of(&all.beside(&path))?))
+        });
+        used.collect()
     }
 
     /// Where a container's output is kept. Older output is in `.1`, `.2` and so on behind the name.

@@ -7,6 +7,7 @@ mod home;
 mod monitor;
 mod pool;
 mod sockets;
+mod usage;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ use self::home::Home;
 use self::monitor::Monitor;
 pub use self::monitor::Vmm;
 pub use self::pool::Pool;
-use super::{End, Images, Life, Ports, Runtime, RuntimeError, guest, system};
+use super::{End, Images, Life, Ports, Runtime, RuntimeError, Usage, guest, system};
 use crate::firstboot::{Seed, Told};
 use crate::model::{MicroVM, MicroVmSpec, Object, typed};
 use crate::network::Tap;
@@ -400,6 +401,19 @@ impl Runtime for Vms {
         self.running(uid).await?;
         let connected = UnixStream::connect(self.home(uid).console_socket()).await;
         connected.map_err(system("connect to its console"))
+    }
+
+    async fn usage(&self, uids: Vec<String>) -> HashMap<String, Usage> {
+        let running = |uid: String| {
+            let known = self.monitors.lock().get(&uid).cloned();
+            let monitor = known.filter(|monitor| !monitor.has_ended())?;
+            Some(usage::Running {
+                pid: monitor.pid(),
+                socket: self.home(&uid).socket(),
+                uid,
+            })
+        };
+        usage::look(uids.into_iter().filter_map(running).collect()).await
     }
 
     async fn found(&self) -> Result<Vec<String>, RuntimeError> {
