@@ -95,7 +95,7 @@ fn a_vm_runs_on_an_image_of_the_store_which_stays_as_long_as_the_vm() {
     must(&host, &["import", text(&packed), "--name", "base:1"]);
     must(&host, &["rm", "base:1"]);
     must(&host, &["gc"]);
-    assert_eq!(bases(&host), [base.clone()]);
+    assert_eq!(bases(&host), std::slice::from_ref(&base));
     host.monitors().into_iter().for_each(kill);
     host.until("vm", "one", SHORT, |s| {
         s["phase"] == "Running" && s["restarts"] == 1

@@ -1,6 +1,6 @@
 //! Tests of unpacking: what layers make, and what hostile ones do not.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
