@@ -32,6 +32,7 @@ mod owners;
 mod pci;
 mod prepared;
 mod qcow2;
+mod quotas;
 mod reach;
 mod refusals;
 mod restores;

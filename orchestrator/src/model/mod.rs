@@ -30,7 +30,7 @@ pub use meta::{
     is_name, typed, untyped,
 };
 pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port, SEED};
-pub use namespace::Namespace;
+pub use namespace::{Amounts, Namespace, NamespaceSpec, NamespaceStatus};
 pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};
 pub use quantity::Quantity;
 pub use time::{Timestamp, age};

@@ -13,9 +13,11 @@ mod place;
 mod probe;
 mod request;
 mod space;
+mod usage;
 mod wanted;
 mod workload;
 
 pub use agent::{Agent, AgentError, Runtimes};
 pub use owners::Owners;
 pub use place::Placer;
+pub use usage::count;

@@ -18,7 +18,7 @@ use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
 use crate::network::{NetworkError, Subnet};
 use crate::runtime::container::ContainerError;
 use crate::runtime::{Claims, Pool, Ports, Shims, Vmm, Vms, monitor_of};
-use crate::site::{Agent, AgentError, Owners, Placer, Runtimes};
+use crate::site::{Agent, AgentError, Owners, Placer, Runtimes, count};
 use crate::store::{Embedded, StoreError};
 use crate::volumes::{Blocks, Keeper};
 
@@ -158,6 +158,7 @@ async fn serve(options: Options) -> Result<(), UpError> {
     tokio::spawn(agent.run());
     tokio::spawn(owners.run());
     tokio::spawn(Keeper::new(blocks).run());
+    tokio::spawn(count(swept.clone()));
     tokio::spawn(Metadata::new(swept.clone(), &options.host).run());
     let keeping = pool.clone();
     let keeping = tokio::spawn(async move { keeping.keep().await });
