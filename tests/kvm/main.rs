@@ -35,6 +35,7 @@ mod package;
 mod pci;
 mod prepared;
 mod qcow2;
+mod quotas;
 mod reach;
 mod refusals;
 mod restores;

@@ -1,8 +1,11 @@
 //! What can be done with objects of any kind: the one way in which HTTP, controllers and agents change them.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::error::ApiError;
+use super::quota::{self, Turn};
 use super::select::Selector;
 use crate::model::{
     Event, FieldError, KINDS, Kind, Namespace, Object, Resource, Timestamp, is_label_value,
@@ -23,6 +26,8 @@ const DEPTH: usize = 64;
 #[derive(Clone)]
 pub struct Objects {
     store: AnyStore,
+    /// Whoever changes what counts for a quota has the turn, so that no two are let in where there is room for one.
+    turn: Arc<Turn>,
 }
 
 /// Some objects of a kind.
@@ -67,7 +72,10 @@ pub enum Seen {
 impl Objects {
     /// Those of a store.
     pub fn new(store: AnyStore) -> Objects {
-        Objects { store }
+        Objects {
+            store,
+            turn: Arc::default(),
+        }
     }
 
     /// Whether there is space for more of them.
@@ -178,6 +186,7 @@ impl Objects {
         if kind.namespaced {
             self.namespace_exists(&object.meta.namespace).await?;
         }
+        let _turn = quota::admit(self, &self.turn, &object, None).await?;
         let value = encode(&object);
         let key = object.key();
         if dry_run {
@@ -234,6 +243,11 @@ impl Objects {
                 return Err(conflict(&old, "it is another object of the same name"));
             }
             let mut next = succeed(&old, new, part)?;
+            let grows = part == Part::Spec && next.meta.generation != old.meta.generation;
+            let _turn = match grows {
+                true => quota::admit(self, &self.turn, &next, Some(&old)).await?,
+                false => None,
+            };
             if next == old || dry_run {
                 return Ok(next);
             }

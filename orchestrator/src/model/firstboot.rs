@@ -68,3 +68,37 @@ impl FirstBoot {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_be_more_than_a_line_or_a_name_is_refused() {
+        let wrong = |first: FirstBoot| {
+            let mut fields = Fields::default();
+            first.check(&mut fields);
+            fields.errors.len()
+        };
+        let key = |text: &str| FirstBoot {
+            ssh_keys: vec![text.to_owned()],
+            ..FirstBoot::default()
+        };
+        assert_eq!(wrong(key("ssh-ed25519 AAAA me@here")), 0);
+        for text in [
+            "",
+            "ssh-ed25519",
+            "ssh-ed25519 AAAA\nssh-rsa BBBB",
+            &"a b".repeat(8 << 10),
+        ] {
+            assert_eq!(wrong(key(text)), 1, "{text:.20}");
+        }
+        for name in ["a.b", "-a", "A", &"a".repeat(64)] {
+            let first = FirstBoot {
+                hostname: name.to_owned(),
+                ..FirstBoot::default()
+            };
+            assert_eq!(wrong(first), 1, "{name}");
+        }
+    }
+}

@@ -75,6 +75,9 @@ pub type Cell = &'static [&'static str];
 /// An object's rest with all that was left out, or all that is wrong with it.
 type Accepted = Result<Map<String, Value>, Vec<FieldError>>;
 
+/// What is wrong with an object's rest, after it was another.
+type ChangeOf = fn(&Map<String, Value>, &Map<String, Value>) -> Vec<FieldError>;
+
 /// A kind, erased.
 pub struct Kind {
     /// Its group; empty for Kubernetes's own.
@@ -96,7 +99,7 @@ pub struct Kind {
     /// What `get` shows beside names and ages.
     pub columns: &'static [Column],
     accept: fn(Map<String, Value>) -> Accepted,
-    change: fn(&Map<String, Value>, &Map<String, Value>) -> Vec<FieldError>,
+    change: ChangeOf,
     schema: fn(&mut SchemaGenerator) -> schemars::Schema,
 }
 

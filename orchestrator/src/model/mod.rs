@@ -36,7 +36,7 @@ pub use meta::{
 };
 use microvm::is_image;
 pub use microvm::{Boot, Disk, DiskFormat, MicroVM, MicroVmSpec, Port, SEED};
-pub use namespace::Namespace;
+pub use namespace::{Amounts, Namespace, NamespaceSpec, NamespaceStatus};
 pub use network::{Bandwidth, NETWORK, Network, NetworkSpec, NetworkStatus};
 pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};
 pub use publish::{Protocol, Published, PublishedError};

@@ -34,6 +34,11 @@ impl Quantity {
         Quantity(whole as i128 * 1000)
     }
 
+    /// So many thousandths.
+    pub const fn of_milli(milli: u64) -> Quantity {
+        Quantity(milli as i128)
+    }
+
     /// Whole ones, such as bytes; a part of one counts as one.
     pub fn whole(self) -> u64 {
         u64::try_from((self.0 + 999) / 1000).unwrap_or(0)

@@ -241,3 +241,55 @@ impl Resource for VolumeSnapshot {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(size: u64) -> Volume {
+        Parts {
+            spec: VolumeSpec {
+                size: Some(Quantity::of(size)),
+                source: None,
+            },
+            status: None,
+        }
+    }
+
+    fn wrong(before: &Volume, after: &Volume) -> Vec<String> {
+        let mut fields = Fields::default();
+        after.check(&mut fields);
+        after.check_change(before, &mut fields);
+        fields.errors.into_iter().map(|one| one.field).collect()
+    }
+
+    #[test]
+    fn a_volume_grows_and_never_shrinks_also_when_its_size_is_not_said() {
+        let (small, large) = (volume(1 << 20), volume(2 << 20));
+        assert!(wrong(&small, &large).is_empty());
+        assert_eq!(wrong(&large, &small), ["spec.size"]);
+        let mut grown = small.clone();
+        grown.spec.size = None;
+        grown.status = Some(VolumeStatus {
+            size: large.spec.size,
+            ..VolumeStatus::default()
+        });
+        assert_eq!(wrong(&grown, &small), ["spec.size"]);
+    }
+
+    #[test]
+    fn what_it_began_as_is_one_thing_and_stays_it() {
+        let empty = volume(1 << 20);
+        let mut other = empty.clone();
+        other.spec.source = Some(VolumeSource {
+            volume_snapshot: "monday".to_owned(),
+            ..VolumeSource::default()
+        });
+        assert_eq!(wrong(&empty, &other), ["spec.source"]);
+        let mut both = other.clone();
+        if let Some(source) = &mut both.spec.source {
+            source.image = Some("/image".into());
+        }
+        assert_eq!(wrong(&both, &both), ["spec.source"]);
+    }
+}

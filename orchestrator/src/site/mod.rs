@@ -14,6 +14,7 @@ mod place;
 mod probe;
 mod request;
 mod space;
+mod usage;
 mod wanted;
 mod workload;
 
@@ -22,3 +23,4 @@ pub use counts::SiteCounts;
 pub use owners::Owners;
 pub use place::Placer;
 pub(crate) use probe::{http, on_a_line, tcp};
+pub use usage::count;

@@ -18,7 +18,7 @@ use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
 use crate::network::{Names, NetworkError, Registry, Services, Subnet, Terms, keeper};
 use crate::runtime::container::ContainerError;
 use crate::runtime::{Claims, Images, Pool, Ports, Shims, Vmm, Vms, monitor_of};
-use crate::site::{Agent, AgentError, Owners, Placer, Runtimes};
+use crate::site::{Agent, AgentError, Owners, Placer, Runtimes, count};
 use crate::store::{Embedded, StoreError};
 use crate::telemetry::{Counted, Sampler, Telemetry};
 use crate::ui;
@@ -192,6 +192,7 @@ async fn serve(options: Options) -> Result<(), UpError> {
     tokio::spawn(agent.run());
     tokio::spawn(owners.run());
     tokio::spawn(Keeper::new(blocks).run());
+    tokio::spawn(count(swept.clone()));
     tokio::spawn(Metadata::new(swept.clone(), &options.host).run());
     tokio::spawn(services.run());
     tokio::spawn(networks.run());

@@ -117,7 +117,9 @@ impl Keeper {
         let (vms, _) = self.blocks.objects().all::<MicroVM>().await?;
         let mut holders = HashMap::new();
         for vm in &vms {
-            let spec = rest::<MicroVM>(vm)?;
+            let Ok(spec) = rest::<MicroVM>(vm) else {
+                continue;
+            };
             let phase = spec.status.map(|status| status.phase).unwrap_or_default();
             let names = spec.spec.disks.into_iter().filter_map(|disk| disk.volume);
             let holder = Holder {
