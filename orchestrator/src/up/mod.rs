@@ -73,6 +73,16 @@ pub enum UpError {
     /// What there is of the network cannot be found.
     #[error("the network cannot be looked at")]
     Network(#[from] NetworkError),
+    /// Services would have addresses of workloads.
+    #[error(
+        "the subnets of services, {services}, and of the network, {network}, overlap: give another --service-subnet"
+    )]
+    Overlap {
+        /// That of services.
+        services: Subnet,
+        /// That of the network `default`.
+        network: Subnet,
+    },
     /// Containers cannot be found.
     #[error("containers cannot be run")]
     Containers(#[from] ContainerError),
@@ -115,6 +125,12 @@ pub fn run(options: Options) -> Result<(), UpError> {
 }
 
 async fn serve(options: Options) -> Result<(), UpError> {
+    if options.service_subnet.overlaps(options.subnet) {
+        return Err(UpError::Overlap {
+            services: options.service_subnet,
+            network: options.subnet,
+        });
+    }
     let state = State::open(&options.state)?;
     let (store, stored) = Counted::around(Arc::new(Embedded::open(&state.store())?));
     let objects = Objects::new(store);

@@ -10,6 +10,21 @@ use crate::model::{
     Timestamp, WorkloadStatus, kind_of,
 };
 
+/// The condition that says whether ports of the host are published.
+pub const PUBLISHED: &str = "Published";
+
+/// Whether a condition is said to be so.
+pub fn is_said(conditions: &[Condition], kind: &str) -> bool {
+    let found = conditions.iter().find(|c| c.kind == kind);
+    found.is_some_and(|condition| condition.status == "True")
+}
+
+/// Whether that of a generation is said to be published.
+pub fn is_settled(conditions: &[Condition], generation: u64) -> bool {
+    let found = conditions.iter().find(|c| c.kind == PUBLISHED);
+    found.is_some_and(|c| c.status == "True" && c.observed_generation == generation)
+}
+
 /// The kinds that matter.
 pub fn kinds() -> [&'static Kind; 4] {
     [
@@ -130,7 +145,7 @@ impl Workload {
             running,
             ready: running && ready,
             why: if ready { String::new() } else { why },
-            published: find("Published").cloned(),
+            published: find(PUBLISHED).cloned(),
             host: status.host,
         }
     }
@@ -149,11 +164,16 @@ fn enter<T: PartialEq>(all: &mut BTreeMap<String, Known<T>>, key: String, known:
 }
 
 impl Declared {
-    /// Enters an object; whether anything may follow from it.
-    ///
-    /// # Errors
-    /// If another version of its type wrote it.
-    pub fn enter(&mut self, object: &Object) -> Result<bool, ApiError> {
+    /// Enters an object; whether anything may follow from it. One that another version of its type wrote is not known
+    /// here.
+    pub fn enter(&mut self, object: &Object) -> bool {
+        self.read(object).unwrap_or_else(|e| {
+            log::warn!("{} is left out: {e}", object.shown());
+            self.strike(&object.key())
+        })
+    }
+
+    fn read(&mut self, object: &Object) -> Result<bool, ApiError> {
         let key = object.key();
         Ok(if object.kind == kind_of::<MicroVM>() {
             let vm: MicroVM = rest(object)?;
@@ -170,6 +190,21 @@ impl Declared {
         } else {
             false
         })
+    }
+
+    /// Whether somebody wants ports of the host that are not theirs yet.
+    pub fn has_new_claims(&self) -> bool {
+        let workloads = self.workloads.values().any(|known| {
+            let has = known.rest.published.as_slice();
+            !known.rest.publish.is_empty() && !is_settled(has, known.meta.generation)
+        });
+        workloads
+            || self.services.values().any(|known| {
+                let status = known.rest.status.as_ref();
+                let has = status.map_or(&[][..], |status| &status.conditions);
+                let settled = is_settled(has, known.meta.generation);
+                !known.rest.spec.publish.is_empty() && !settled
+            })
     }
 
     /// Forgets an object; whether it was known.

@@ -86,7 +86,7 @@ impl Rule {
     }
 
     /// Goes on if the packet is for an address of this host's.
-    pub fn is_for_host(self, by: Register) -> Rule {
+    pub fn if_for_host(self, by: Register) -> Rule {
         // NFT_FIB_RESULT_ADDRTYPE of NFTA_FIB_F_DADDR, which is to be RTN_LOCAL.
         let data = Attributes::default()
             .number(1, by.0)

@@ -11,6 +11,7 @@ mod expressions;
 mod generation;
 mod judge;
 mod kernel;
+mod listeners;
 mod names;
 mod plan;
 mod pool;
@@ -33,6 +34,7 @@ use self::checks::Checks;
 use self::declared::{Declared, kinds};
 use self::judge::judge;
 use self::kernel::Kernel;
+use self::listeners::Listeners;
 use self::uplink::Ground;
 use super::NetworkError;
 use crate::api::{ApiError, Objects, Turn};
@@ -80,10 +82,10 @@ impl Services {
         let (objects, mut follow) = self.objects.follow(&kinds()).await?;
         let mut declared = Declared::default();
         for object in &objects {
-            declared.enter(object)?;
+            declared.enter(object);
         }
         while let Some(turns) = follow.more(Revision(0)).await? {
-            turn(&mut declared, turns)?;
+            turn(&mut declared, turns);
         }
         drop(objects);
         let bell = Arc::new(Notify::new());
@@ -98,9 +100,9 @@ impl Services {
             let mut due = false;
             tokio::select! {
                 turns = follow.next() => {
-                    due |= turn(&mut declared, turns?)?;
+                    due |= turn(&mut declared, turns?);
                     while let Some(turns) = follow.more(Revision(0)).await? {
-                        due |= turn(&mut declared, turns)?;
+                        due |= turn(&mut declared, turns);
                     }
                 }
                 () = bell.notified() => due = true,
@@ -122,7 +124,15 @@ impl Services {
         checks: &mut Checks,
         said: &watch::Sender<Vec<judge::Word>>,
     ) -> Result<(), NetworkError> {
-        let ground = aside(Ground::look).await?;
+        let new = declared.has_new_claims();
+        let ground = aside(move || {
+            let mut ground = Ground::look()?;
+            if new {
+                ground.listeners = Listeners::look();
+            }
+            Ok(ground)
+        });
+        let ground = ground.await?;
         let judgement = judge(declared, &ground, &self.terms, &checks.answers());
         checks.set(&judgement.wishes);
         self.names.set(judgement.names);
@@ -148,15 +158,15 @@ async fn aside<T: Send + 'static>(
 }
 
 /// Enters what happened; whether anything may follow from it.
-fn turn(declared: &mut Declared, turns: Vec<Turn>) -> Result<bool, ApiError> {
+fn turn(declared: &mut Declared, turns: Vec<Turn>) -> bool {
     let mut due = false;
     for turn in turns {
         due |= match turn.gone {
             true => declared.strike(&turn.key),
-            false => declared.enter(&turn.object)?,
+            false => declared.enter(&turn.object),
         };
     }
-    Ok(due)
+    due
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -209,7 +209,7 @@ impl Writer {
             .compare(FIRST, true, &[127])
             .give_back();
         self.batch = self.batch.rule("public", loopback);
-        let ports = Rule::default().is_for_host(FIRST).jump("ports");
+        let ports = Rule::default().if_for_host(FIRST).jump("ports");
         self.batch = self.batch.rule("public", ports);
         let fronts = plan.fronts.iter();
         let mut fronts: Vec<_> = fronts

@@ -15,6 +15,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::listeners::Listeners;
 use crate::network::NetworkError;
 use crate::network::error::system;
 use crate::network::links::Link;
@@ -74,6 +75,8 @@ pub struct Ground {
     pub interfaces: BTreeSet<String>,
     /// The interface of its default route.
     pub uplink: Option<String>,
+    /// What its programs listen on, as far as somebody wants to know it.
+    pub listeners: Listeners,
     /// Workloads' ports on bridges, by their interfaces' numbers, and addresses behind them.
     pub ports: Vec<(u32, Ipv4Addr)>,
 }

@@ -3,6 +3,7 @@
 use serde_json::{Value, to_value};
 use tokio::sync::watch;
 
+use super::declared::PUBLISHED;
 use super::judge::Word;
 use crate::api::{ApiError, Objects, Part};
 use crate::model::{Condition, Object, WorkloadStatus};
@@ -46,7 +47,7 @@ async fn publish(
         let Ok(mut status) = serde_json::from_value::<WorkloadStatus>(status) else {
             return Ok(new);
         };
-        status.conditions.retain(|one| one.kind != "Published");
+        status.conditions.retain(|one| one.kind != PUBLISHED);
         status.conditions.extend(condition.cloned());
         let status = to_value(status).unwrap_or_default();
         new.body.insert("status".to_owned(), status);
