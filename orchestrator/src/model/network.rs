@@ -108,7 +108,7 @@ impl Resource for Network {
     const KIND: &'static str = "Network";
     const PLURAL: &'static str = "networks";
     const SINGULAR: &'static str = "network";
-    const SHORT: &'static [&'static str] = &["net"];
+    const SHORT: &'static [&'static str] = &["net", "nets"];
     const FINALIZERS: &'static [&'static str] = &[NETWORK];
     const COLUMNS: &'static [Column] = &[
         Column {

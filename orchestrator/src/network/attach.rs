@@ -178,8 +178,8 @@ impl Networks {
         }
         let bridge = kernel::look(netlink, &net.bridge)?.filter(|bridge| bridge.up);
         match bridge {
-            Some(bridge) if rules::admit(&state.nets, port)? => {
-                state.counted();
+            Some(bridge) if rules::admit(&state.nets, port, &mut state.tenants)? => {
+                state.counted(1);
                 kernel::is_bridge(&bridge, net)?;
                 kernel::plug(netlink, port, link.index, (bridge.index, &net.bridge))
             }
@@ -239,10 +239,10 @@ fn forget(
     port: Option<Port>,
 ) -> Result<(), NetworkError> {
     match port {
-        Some(port) if rules::forget(&state.nets, &port)? => {}
-        _ => rules::set_guard(&state.nets, &kernel::ports(netlink)?)?,
+        Some(port) if rules::forget(&state.nets, &port, &state.tenants)? => {}
+        _ => state.tenants = rules::set_guard(&state.nets, &kernel::ports(netlink)?)?,
     }
-    state.counted();
+    state.counted(1);
     Ok(())
 }
 

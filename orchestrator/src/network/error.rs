@@ -44,6 +44,11 @@ pub enum NetworkError {
         "the network's addresses cannot be changed while workloads have some: {0} ports are there; end those first"
     )]
     Busy(usize),
+    /// It cannot go yet.
+    #[error(
+        "the network cannot be removed while workloads are in it: {0} ports are there; end those first"
+    )]
+    Inhabited(usize),
     /// It is not here yet, or not any more.
     #[error("the network is not there yet")]
     Unknown,

@@ -330,7 +330,7 @@ fn networks_are_found_again_and_nothing_is_left_of_them() {
     assert_eq!(island.names(), before);
     // There is no table, so that nothing can be put into one.
     let port = Port::new("vm", address(9)).unwrap();
-    assert!(!rules::admit(&[], &port).unwrap());
+    assert!(!rules::admit(&[], &port, &mut rules::Tenants::new()).unwrap());
 }
 
 #[test]
@@ -362,7 +362,10 @@ fn what_somebody_changes_is_noticed_and_made_again() {
         let gateway = blue().subnet.gateway();
         UdpSocket::bind((gateway, 53)).unwrap();
         let port = Port::new("never", address(9)).unwrap();
-        assert!(rules::admit(&[], &port).unwrap(), "the guard is there");
+        assert!(
+            rules::admit(&[], &port, &mut rules::Tenants::new()).unwrap(),
+            "the guard is there"
+        );
     }
 }
 
@@ -444,4 +447,51 @@ fn workloads_are_served_on_their_bridges() {
     let six = six(&blue(), &within(&blue(), "team", 3));
     assert_eq!(named.answers[0].data.to_string(), six.to_string());
     assert_eq!(registry.whose(six.into()).unwrap().name, "two");
+}
+
+/// What a change takes where there are others already. On a host with nothing else to do it is some milliseconds.
+#[test]
+fn a_change_among_many_networks_is_quick() {
+    let island = Island::built();
+    for n in 0..20 {
+        let more = net(&format!("net-{n}"), &format!("10.90.{n}.0/24"), n % 2 == 0);
+        island.network.declare(&more).unwrap();
+        let plans = [within(&more, "team", 2)];
+        for uid in [format!("vm-{n}"), format!("more-{n}")] {
+            let plans = plans.clone().map(|plan| Plan {
+                address: Ipv4Addr::from(u32::from(plan.address) + u32::from(uid.len() as u16)),
+                ..plan
+            });
+            island.network.attach_taps(&uid, &plans, 1).unwrap();
+        }
+    }
+    let last = net("last", "10.90.200.0/24", true);
+    let plan = [of_tenant("team", address(77))];
+    let changes: [(&str, &dyn Fn()); 5] = [
+        ("a network comes", &|| {
+            island.network.declare(&last).unwrap()
+        }),
+        ("a network goes", &|| {
+            island.network.undeclare("last").unwrap();
+        }),
+        ("a port comes", &|| {
+            drop(island.network.attach_taps("last", &plan, 1).unwrap());
+        }),
+        ("a port goes", &|| island.network.detach("last").unwrap()),
+        ("nothing has changed", &|| island.network.check().unwrap()),
+    ];
+    let mut took = vec![Vec::new(); changes.len()];
+    for _ in 0..7 {
+        for (took, (_, change)) in took.iter_mut().zip(&changes) {
+            let begun = Instant::now();
+            change();
+            took.push(begun.elapsed());
+        }
+    }
+    for (took, (what, _)) in took.iter_mut().zip(&changes) {
+        took.sort();
+        println!("{what}: {:?} ({:?} to {:?})", took[3], took[0], took[6]);
+        // A busy machine may take much longer than an idle one.
+        assert!(took[3] < SOON);
+    }
 }

@@ -162,7 +162,6 @@ impl Keeper {
                 declared.turn(&self.registry, turn);
             }
         }
-        self.clear(&declared).await;
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -179,6 +178,7 @@ impl Keeper {
                     }
                 }
                 _ = look.tick() => {
+                    self.clear(&declared).await;
                     self.check().await;
                     for (key, object) in &declared.networks {
                         self.count(key, object).await;
@@ -207,7 +207,7 @@ impl Keeper {
             if net.id != DEFAULT && !objects.any(|object| object.meta.uid == net.id) {
                 log::info!("network {} is not declared any more: it is removed", net.id);
                 if let Err(e) = self.ask(move |all| all.undeclare(&net.id)).await {
-                    log::warn!("a network stays: {e}");
+                    log::warn!("it stays for now: {e}");
                 }
             }
         }

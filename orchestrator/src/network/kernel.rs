@@ -135,24 +135,57 @@ fn addresses(net: &Net) -> Vec<Vec<(IpAddr, u8)>> {
     all
 }
 
+/// All links and addresses of this host, as they were at a moment.
+pub struct Seen {
+    /// The links.
+    pub links: Vec<Link>,
+    addresses: Vec<(u32, IpAddr, u8)>,
+}
+
+impl Seen {
+    /// As they are now.
+    pub fn now(netlink: &mut Netlink) -> Result<Seen, NetworkError> {
+        let told = netlink.addresses();
+        Ok(Seen {
+            links: links(netlink)?,
+            addresses: told.map_err(system("list this host's addresses"))?,
+        })
+    }
+
+    /// The bridge of a network, if it is as it is to be.
+    pub fn fitting(&self, net: &Net) -> Option<&Link> {
+        let bridge = self.links.iter().find(|link| link.name == net.bridge)?;
+        let mut wanted = addresses(net);
+        wanted.iter_mut().for_each(|all| all.sort());
+        // Of either family, these and no more.
+        let of = |six: bool| {
+            let all = self.addresses.iter().filter(|(index, address, _)| {
+                let own = matches!(address, IpAddr::V6(own) if own.is_unicast_link_local());
+                *index == bridge.index && address.is_ipv6() == six && !own
+            });
+            let mut all: Vec<_> = all.map(|(_, address, len)| (*address, *len)).collect();
+            all.sort();
+            all
+        };
+        let addressed =
+            of(false) == wanted[0] && of(true) == wanted.get(1).cloned().unwrap_or_default();
+        let mac = Mac::of(net.subnet.gateway()).0;
+        let fits = bridge.up
+            && bridge.kind == Some(InfoKind::Bridge)
+            && bridge.alias == net.alias()
+            && bridge.mac == mac;
+        (fits && addressed).then_some(bridge)
+    }
+}
+
 /// Whether a network's bridge and ports are as they are to be.
 pub fn fits(netlink: &mut Netlink, nets: &[Net]) -> Result<bool, NetworkError> {
-    let links = links(netlink)?;
-    let told = netlink.addresses();
-    let told = told.map_err(system("list this host's addresses"))?;
+    let seen = Seen::now(netlink)?;
+    let links = &seen.links;
     for net in nets {
-        let Some(bridge) = links.iter().find(|link| link.name == net.bridge) else {
+        let Some(bridge) = seen.fitting(net) else {
             return Ok(false);
         };
-        let has = |(address, len): (IpAddr, u8)| told.contains(&(bridge.index, address, len));
-        let mac = Mac::of(net.subnet.gateway()).0;
-        if !bridge.up
-            || bridge.alias != net.alias()
-            || bridge.mac != mac
-            || !addresses(net).into_iter().flatten().all(has)
-        {
-            return Ok(false);
-        }
         let mut ports = links.iter().filter(|link| {
             Port::read(&link.name, &link.alias).is_some_and(|port| port.net == net.id)
         });

@@ -69,6 +69,8 @@ pub struct Networks {
 struct State {
     /// Those that are to be here.
     nets: Vec<Net>,
+    /// The tenants' numbers in the rules.
+    tenants: rules::Tenants,
     /// What the kernel counted when the rules were as they are to be.
     generation: Option<u32>,
 }
@@ -161,9 +163,16 @@ impl Networks {
         let mut others = state.nets.clone();
         others.push(self.default.clone());
         kernel::is_free(&mut netlink, net, &others)?;
+        let is_new = !state.nets.iter().any(|old| old.id == net.id);
+        let had6 = state.has6();
         state.insert(net.clone());
         self.publish(&state);
-        self.build(&mut state, &mut netlink)
+        if !is_new || !state.is_current()? {
+            return self.build(&mut state, &mut netlink);
+        }
+        // It has no ports yet, and all others are as they are to be.
+        kernel::set_bridge(&mut netlink, net)?;
+        state.set_filter(had6)
     }
 
     /// A subnet of the pool for a network of this uid that is nobody's yet.
@@ -179,10 +188,19 @@ impl Networks {
     }
 
     /// Removes a network, in which nobody is any more.
+    ///
+    /// # Errors
+    /// If somebody is.
     pub fn undeclare(&self, id: &str) -> Result<(), NetworkError> {
         let mut state = self.turn.lock();
         let mut netlink = kernel::open()?;
+        let ports = kernel::ports(&mut netlink)?;
+        let inside = ports.iter().filter(|port| port.net == id).count();
+        if inside > 0 {
+            return Err(NetworkError::Inhabited(inside));
+        }
         let known = state.nets.iter().any(|net| net.id == id);
+        let (had6, current) = (state.has6(), state.is_current()?);
         state.nets.retain(|net| net.id != id);
         self.publish(&state);
         for (net, bridge) in kernel::bridges(&mut netlink)? {
@@ -192,6 +210,7 @@ impl Networks {
         }
         match (known, state.nets.is_empty()) {
             (false, _) => Ok(()),
+            (true, false) if current => state.set_filter(had6),
             (true, false) => self.build(&mut state, &mut netlink),
             (true, true) => {
                 state.generation = None;
@@ -218,8 +237,7 @@ impl Networks {
     }
 
     fn check_all(&self, state: &mut State, netlink: &mut Netlink) -> Result<(), NetworkError> {
-        let now = nft::generation().map_err(system("ask for the rules' number"))?;
-        if state.generation == Some(now) && kernel::fits(netlink, &state.nets)? {
+        if state.is_current()? && kernel::fits(netlink, &state.nets)? {
             return Ok(());
         }
         self.build(state, netlink)
@@ -285,24 +303,25 @@ impl Networks {
     fn build(&self, state: &mut State, netlink: &mut Netlink) -> Result<(), NetworkError> {
         state.generation = None;
         let mut bridges = BTreeMap::new();
+        let seen = kernel::Seen::now(netlink)?;
         for net in &state.nets {
-            bridges.insert(net.id.clone(), kernel::set_bridge(netlink, net)?);
-        }
-        kernel::forward().map_err(system("turn on IPv4 forwarding"))?;
-        if state.nets.iter().any(|net| net.subnet6.is_some()) {
-            kernel::forward6().map_err(system("turn on IPv6 forwarding"))?;
+            let index = match seen.fitting(net) {
+                Some(bridge) => bridge.index,
+                None => kernel::set_bridge(netlink, net)?,
+            };
+            bridges.insert(net.id.clone(), index);
         }
         let mut ports = Vec::new();
-        for link in kernel::links(netlink)? {
+        for link in seen.links {
             match Port::read(&link.name, &link.alias) {
                 Some(port) => ports.push((port, link)),
                 None if kernel::is_half_made(&link) => kernel::delete(netlink, &link)?,
                 None => {}
             }
         }
-        rules::set_filter(&state.nets)?;
+        state.set_filter(true)?;
         let guarded: Vec<_> = ports.iter().map(|(port, _)| port.clone()).collect();
-        rules::set_guard(&state.nets, &guarded)?;
+        state.tenants = rules::set_guard(&state.nets, &guarded)?;
         state.generation = nft::generation().ok();
         for (port, link) in ports {
             let Some(net) = state.nets.iter().find(|net| net.id == port.net) else {
@@ -327,10 +346,32 @@ impl State {
         }
     }
 
-    /// Rules were changed by us once more, and by nobody else, unless the kernel says otherwise.
-    fn counted(&mut self) {
+    /// Whether some network has IPv6.
+    fn has6(&self) -> bool {
+        self.nets.iter().any(|net| net.subnet6.is_some())
+    }
+
+    /// Sets what this host passes on; for IPv6 if there is or was any.
+    fn set_filter(&mut self, had6: bool) -> Result<(), NetworkError> {
+        kernel::forward().map_err(system("turn on IPv4 forwarding"))?;
+        if self.has6() {
+            kernel::forward6().map_err(system("turn on IPv6 forwarding"))?;
+        }
+        let changes = rules::set_filter(&self.nets, had6 || self.has6())?;
+        self.counted(changes);
+        Ok(())
+    }
+
+    /// Whether rules are as we left them.
+    fn is_current(&self) -> Result<bool, NetworkError> {
+        let now = nft::generation().map_err(system("ask for the rules' number"))?;
+        Ok(self.generation == Some(now))
+    }
+
+    /// Rules were changed by us so often, and by nobody else, unless the kernel says otherwise.
+    fn counted(&mut self, changes: u32) {
         let now = nft::generation().ok();
-        let next = self.generation.map(|before| before.wrapping_add(1));
+        let next = self.generation.map(|before| before.wrapping_add(changes));
         self.generation = next.filter(|next| Some(*next) == now);
     }
 }

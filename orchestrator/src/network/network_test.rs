@@ -367,13 +367,13 @@ fn nothing_is_left_of_what_is_removed() {
     assert!(!one.exists());
     assert!(island.network.found().unwrap().is_empty());
     let port = Port::new("vm", address(9)).unwrap();
-    assert!(!rules::forget(&[], &port).unwrap());
+    assert!(!rules::forget(&[], &port, &rules::Tenants::from([(String::new(), 1)])).unwrap());
     island.netns("one", address(5)).unwrap();
     island.network.remove().unwrap();
     island.network.remove().unwrap();
     assert_eq!(island.names(), before);
     // Without a table, no port can be admitted.
-    assert!(!rules::admit(&[], &port).unwrap());
+    assert!(!rules::admit(&[], &port, &mut rules::Tenants::new()).unwrap());
     assert_eq!(fs::read_dir(one.parent().unwrap()).unwrap().count(), 0);
 }
 

@@ -27,8 +27,6 @@ const GET_GENERATION: u16 = 16;
 
 /// A set whose keys have values.
 const NFT_SET_MAP: u32 = 0x8;
-/// How `nft` shows values: its type of a number.
-const SHOW_INTEGER: u32 = 4;
 /// Elements of a set in one message: a list of attributes has at most 64 KiB.
 const ELEMENTS: usize = 512;
 
@@ -124,6 +122,8 @@ pub enum Order {
 /// What is known of a packet beside its bytes.
 #[derive(Debug, Clone, Copy)]
 pub enum Meta {
+    /// A number that somebody gave it.
+    Mark = 3,
     /// The interface it came in by.
     Iifname = 6,
     /// The interface it goes out by.
@@ -157,6 +157,20 @@ impl Rule {
     pub fn meta(self, key: Meta, to: Register) -> Rule {
         let data = Attributes::default().number(1, to.0).number(2, key as u32);
         self.with("meta", data)
+    }
+
+    /// Notes a number in a register (4 bytes) as a packet's mark.
+    pub fn set_mark(self, from: Register) -> Rule {
+        let data = Attributes::default()
+            .number(2, Meta::Mark as u32)
+            .number(3, from.0);
+        self.with("meta", data)
+    }
+
+    /// Puts a value into a register.
+    pub fn value(self, value: &[u8], to: Register) -> Rule {
+        let data = Attributes::default().number(1, to.0).data(2, value);
+        self.with("immediate", data)
     }
 
     /// Loads what is known of a packet's connection.
@@ -349,16 +363,16 @@ impl Batch {
         self.new_set(name, (kind, len), None, order)
     }
 
-    /// Makes a map of keys, as those of a set, to values of `value` bytes.
-    pub fn map(self, name: &str, kind: u32, len: u32, value: u32, order: Order) -> Batch {
-        self.new_set(name, (kind, len), Some(value), order)
+    /// Makes a map of keys to values: each with its type, as `nft` shows it, and its bytes.
+    pub fn map(self, name: &str, key: (u32, u32), value: (u32, u32), order: Order) -> Batch {
+        self.new_set(name, key, Some(value), order)
     }
 
     fn new_set(
         mut self,
         name: &str,
         (kind, len): (u32, u32),
-        value: Option<u32>,
+        value: Option<(u32, u32)>,
         order: Order,
     ) -> Batch {
         self.sets += 1;
@@ -366,7 +380,7 @@ impl Batch {
         let all = self.within().text(2, name).number(3, flags).number(4, kind);
         let all = all.number(5, len).number(10, self.sets);
         let all = match value {
-            Some(value) => all.number(6, SHOW_INTEGER).number(7, value),
+            Some((kind, len)) => all.number(6, kind).number(7, len),
             None => all,
         };
         // A type (the order of the key's bytes), a length, and the host's u32.

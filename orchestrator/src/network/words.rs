@@ -28,11 +28,11 @@ pub fn guest_words(tenant: &str, nets: &[(Net, Ipv4Addr)]) -> String {
             } else {
                 format!("-{n}")
             };
-            words.push(format!("skerry.ip6{place}={six}/{}", subnet6.prefix()));
+            words.push(format!("skerry.v6{place}={six}/{}", subnet6.prefix()));
         }
     }
     let six = nets.iter().find_map(|(net, _)| net.subnet6);
-    words.extend(six.map(|subnet6| format!("skerry.gw6={}", subnet6.gateway())));
+    words.extend(six.map(|subnet6| format!("skerry.v6gw={}", subnet6.gateway())));
     if let Some((net, _)) = nets.first() {
         words.push(format!("skerry.dns={}", net.subnet.gateway()));
         words.push(format!("skerry.search={}", zone::search(tenant)));
@@ -70,8 +70,8 @@ mod tests {
         let words = guest_words("team", &nets);
         for word in [
             "skerry.ip1=10.90.1.2/24",
-            "skerry.ip6-1=fd00:1:2:3:53:aff:fe5a:102/64",
-            "skerry.gw6=fd00:1:2:3::1",
+            "skerry.v6-1=fd00:1:2:3:53:aff:fe5a:102/64",
+            "skerry.v6gw=fd00:1:2:3::1",
         ] {
             assert!(words.split(' ').any(|found| found == word), "{words}");
         }

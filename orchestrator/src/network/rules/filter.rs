@@ -58,10 +58,14 @@ const NEIGHBOURS: [[u8; 1]; 3] = [[133], [135], [136]];
 
 const KEY: Register = Register::of(0);
 
-/// Sets all of it for these networks.
-pub fn set_filter(nets: &[Net]) -> Result<(), NetworkError> {
+/// Sets all of it for these networks, for IPv6 only if that is asked for. How many changes the kernel counts for
+/// that is given back.
+pub fn set_filter(nets: &[Net], six: bool) -> Result<u32, NetworkError> {
     let sent = batch(Family::Ip, nets).send();
     sent.map_err(lacking("set up NAT with nf_tables", "nft_masq"))?;
+    if !six {
+        return Ok(1);
+    }
     let with6 = nets.iter().filter(|net| net.subnet6.is_some());
     let with6: Vec<Net> = with6.cloned().collect();
     match batch(Family::Ip6, &with6).send() {
@@ -73,9 +77,11 @@ pub fn set_filter(nets: &[Net]) -> Result<(), NetworkError> {
                     Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)
                 ) =>
         {
-            Ok(())
+            Ok(1)
         }
-        sent => sent.map_err(lacking("filter IPv6 with nf_tables", "nft_masq")),
+        sent => sent
+            .map(|()| 2)
+            .map_err(lacking("filter IPv6 with nf_tables", "nft_masq")),
     }
 }
 

@@ -1,9 +1,8 @@
 //! The guard, where frames enter and leave bridges: what comes in by a port has its workload's addresses, and
 //! what one tenant's workload sends to another's, by the bridge that both are on, ends there.
 
+use std::collections::BTreeMap;
 use std::io;
-
-use sha2::{Digest, Sha256};
 
 use super::super::error::lacking;
 use super::super::nft::{Base, Batch, Family, Hook, Meta, Order, Register, Rule};
@@ -11,9 +10,11 @@ use super::super::port::Port;
 use super::super::subnet6::link_local;
 use super::super::{Mac, Net, NetworkError, limits};
 use super::{
-    ICMPV6, NAME, SHOW_INTEGER, SHOW_IPV4, SHOW_IPV6, SHOW_MAC, SHOW_NAME, TABLE, UDP, anew, name,
-    show,
+    ICMPV6, NAME, SHOW_IPV4, SHOW_IPV6, SHOW_MAC, SHOW_NAME, TABLE, UDP, anew, name, show,
 };
+
+/// The tenants' numbers in the guard that is set.
+pub type Tenants = BTreeMap<String, u32>;
 
 /// Our ports.
 const PORTS: &str = "ports";
@@ -60,8 +61,9 @@ const SOLICITATION: [u8; 1] = [135];
 const ADVERTISEMENT: [u8; 1] = [136];
 const GROUPS: [u8; 1] = [143];
 
-/// Bytes of a tenant's key.
-const TENANT: usize = 16;
+/// Bytes of a tenant's number, and how `nft` shows it: it is a mark for a moment.
+const TENANT: usize = 4;
+const SHOW_TENANT: u32 = 19;
 /// Bytes of an Ethernet address with the two zeros behind it.
 const MAC: usize = 8;
 
@@ -97,20 +99,20 @@ fn sources6(port: &Port, nets: &[Net]) -> Vec<Vec<u8>> {
     vec![of(subnet6.of(port.mac())), of(link_local(port.mac()))]
 }
 
-/// What a tenant is known by: a name is too long for a key.
-fn tenant(name: &str) -> Vec<u8> {
-    Sha256::digest(name.as_bytes())[..TENANT].to_vec()
-}
-
-/// Where a tenant's frames may go by a port.
-fn member(port: &Port) -> Vec<u8> {
-    let mut bytes = tenant(&port.tenant);
+/// Where the frames of a tenant with this number may go by a port.
+fn member(port: &Port, tenant: u32) -> Vec<u8> {
+    let mut bytes = tenant.to_ne_bytes().to_vec();
     bytes.extend(name(&port.name));
     bytes
 }
 
-/// Lets these ports send from their workloads' addresses, and nothing else.
-pub fn set_guard(nets: &[Net], ports: &[Port]) -> Result<(), NetworkError> {
+/// Lets these ports send from their workloads' addresses, and nothing else. The numbers of their tenants are
+/// given back.
+pub fn set_guard(nets: &[Net], ports: &[Port]) -> Result<Tenants, NetworkError> {
+    let mut tenants = Tenants::default();
+    for port in ports {
+        number(&mut tenants, &port.tenant);
+    }
     let bytes = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let mut batch = anew(Family::Bridge)
         .set(PORTS, SHOW_NAME, bytes(NAME), Order::Host)
@@ -132,10 +134,15 @@ pub fn set_guard(nets: &[Net], ports: &[Port]) -> Result<(), NetworkError> {
             bytes(NAME + MAC + 16),
             Order::Wire,
         )
-        .map(TENANTS, SHOW_NAME, bytes(NAME), bytes(TENANT), Order::Host)
+        .map(
+            TENANTS,
+            (SHOW_NAME, bytes(NAME)),
+            (SHOW_TENANT, bytes(TENANT)),
+            Order::Host,
+        )
         .set(
             MEMBERS,
-            show(&[SHOW_INTEGER, SHOW_NAME]),
+            show(&[SHOW_TENANT, SHOW_NAME]),
             bytes(TENANT + NAME),
             Order::Wire,
         )
@@ -166,16 +173,33 @@ pub fn set_guard(nets: &[Net], ports: &[Port]) -> Result<(), NetworkError> {
     }
     let keys = |key: fn(&Port) -> Vec<u8>| ports.iter().map(key).collect::<Vec<_>>();
     let all6: Vec<_> = ports.iter().flat_map(|port| sources6(port, nets)).collect();
-    let tenants = ports.iter().map(|p| (name(&p.name), tenant(&p.tenant)));
+    let numbered = ports.iter().filter_map(|port| {
+        let tenant = *tenants.get(&port.tenant)?;
+        let key = name(&port.name);
+        Some(((key, tenant.to_ne_bytes().to_vec()), member(port, tenant)))
+    });
+    let (whose, members): (Vec<_>, Vec<_>) = numbered.unzip();
     let sent = batch
         .add(PORTS, &keys(|port| name(&port.name)))
         .add(HARDWARE, &keys(hardware))
         .add(SOURCES, &keys(source))
         .add(SOURCES6, &all6)
-        .put(TENANTS, &tenants.collect::<Vec<_>>())
-        .add(MEMBERS, &keys(member))
+        .put(TENANTS, &whose)
+        .add(MEMBERS, &members)
         .send();
-    sent.map_err(lacking("guard ports with nf_tables", "nf_tables"))
+    sent.map_err(lacking("guard ports with nf_tables", "nf_tables"))?;
+    Ok(tenants)
+}
+
+/// The number of a tenant, which is given one if it has none.
+fn number(tenants: &mut Tenants, tenant: &str) -> u32 {
+    if let Some(number) = tenants.get(tenant) {
+        return *number;
+    }
+    // They are counted anew with each guard, and are as many as ports at most.
+    let number = tenants.values().max().map_or(1, |last| last + 1);
+    tenants.insert(tenant.to_owned(), number);
+    number
 }
 
 /// Goes on with frames of a kind.
@@ -293,44 +317,53 @@ fn between() -> Vec<Rule> {
             .lookup(PORTS, KEY, false)
             .accept()
     };
-    // The tenant's key has four registers, and the port's name is behind it.
+    // The tenant's number is a mark as long as it is looked at: `nft` cannot read it otherwise.
+    let whose = Rule::default()
+        .meta(Meta::Iifname, KEY)
+        .map(TENANTS, KEY, KEY)
+        .set_mark(KEY);
     let same = Rule::default()
-        .meta(Meta::Iifname, Register::of(8))
-        .map(TENANTS, Register::of(8), KEY)
-        .meta(Meta::Oifname, Register::of(4))
+        .meta(Meta::Mark, KEY)
+        .meta(Meta::Oifname, Register::of(1))
         .lookup(MEMBERS, KEY, true)
+        .value(&[0; TENANT], KEY)
+        .set_mark(KEY)
         .accept();
     vec![
         elsewhere(Meta::Iifname),
         elsewhere(Meta::Oifname),
+        whose,
         same,
         Rule::default().count().drop(),
     ]
 }
 
 /// Guards one more port. False if the guard has to be set anew.
-pub fn admit(nets: &[Net], port: &Port) -> Result<bool, NetworkError> {
+pub fn admit(nets: &[Net], port: &Port, tenants: &mut Tenants) -> Result<bool, NetworkError> {
     if port.limits.ingress.is_some() || port.limits.egress.is_some() {
         // Each limit is a rule.
         return Ok(false);
     }
+    let tenant = number(tenants, &port.tenant);
+    let whose = (name(&port.name), tenant.to_ne_bytes().to_vec());
     let batch = Batch::of(Family::Bridge, TABLE)
         .add(PORTS, &[name(&port.name)])
         .add(HARDWARE, &[hardware(port)])
         .add(SOURCES6, &sources6(port, nets))
-        .put(TENANTS, &[(name(&port.name), tenant(&port.tenant))])
-        .add(MEMBERS, &[member(port)])
+        .put(TENANTS, &[whose])
+        .add(MEMBERS, &[member(port, tenant)])
         .add(SOURCES, &[source(port)]);
     found(batch.send())
 }
 
 /// Forgets a port that is gone. False if the guard does not know it, and has to be set anew.
-pub fn forget(nets: &[Net], port: &Port) -> Result<bool, NetworkError> {
-    if port.limits.ingress.is_some() || port.limits.egress.is_some() {
+pub fn forget(nets: &[Net], port: &Port, tenants: &Tenants) -> Result<bool, NetworkError> {
+    let limited = port.limits.ingress.is_some() || port.limits.egress.is_some();
+    let Some(tenant) = tenants.get(&port.tenant).filter(|_| !limited) else {
         return Ok(false);
-    }
+    };
     let batch = Batch::of(Family::Bridge, TABLE)
-        .take(MEMBERS, &[member(port)])
+        .take(MEMBERS, &[member(port, *tenant)])
         .take(TENANTS, &[name(&port.name)])
         .take(SOURCES6, &sources6(port, nets))
         .take(SOURCES, &[source(port)])

@@ -4,7 +4,7 @@ mod filter;
 mod guard;
 
 pub use filter::set_filter;
-pub use guard::{admit, forget, set_guard};
+pub use guard::{Tenants, admit, forget, set_guard};
 
 use super::NetworkError;
 use super::error::lacking;
@@ -18,7 +18,6 @@ const SHOW_NAME: u32 = 41;
 const SHOW_MAC: u32 = 9;
 const SHOW_IPV4: u32 = 7;
 const SHOW_IPV6: u32 = 8;
-const SHOW_INTEGER: u32 = 4;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::declared::{Declared, Known, PUBLISHED, is_said, is_settled};
 use super::super::uplink::Ground;
 use super::Terms;
-use crate::model::{Condition, Protocol, Published, Service, say};
+use crate::model::{Condition, Protocol, Published, Service};
 
 /// Who has which ports of the host.
 #[derive(Default)]
