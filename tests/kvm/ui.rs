@@ -91,8 +91,9 @@ fn the_page_shows_workloads_their_logs_and_consoles_by_keyboard_and_fits_a_phone
     browser.until(
         "charts are drawn",
         LONG,
-        "return document.querySelector('#workloads polyline').getAttribute('points').split(' ').length > 4",
+        "return document.querySelector('#workloads polyline').getAttribute('points').split(' ').length > 7",
     );
+    browser.resize(1100, 620, false);
     browser.picture(&pictures.join("ui.png"));
     // A filter leaves what has its words.
     browser.script("const it = document.getElementById('filter'); it.value = 'help'; it.dispatchEvent(new Event('input'));");

@@ -49,15 +49,17 @@ function showHost(host) {
   cards = cards || hostCards();
   at("hosts-title").textContent = `Host ${host.name}`;
   const past = rates.past("host");
-  const show = (key, part, text) => {
+  const show = (key, used, whole, text) => {
     cards[key].text.textContent = text;
-    cards[key].meter.value = Math.min(1, Math.max(0, part || 0));
-    cards[key].drawn.show(past[key] || [], text);
+    cards[key].meter.value = Math.min(1, Math.max(0, used / whole || 0));
+    cards[key].drawn.show(past[key] || [], text, whole);
   };
   const load = host.load[0].toFixed(2);
-  show("cpu", last(past.cpu) / 100, `${last(past.cpu).toFixed(0)} % of ${host.cpus} CPUs, load ${load}`);
-  show("memory", last(past.memory) / host.memoryBytes, `${bytes(last(past.memory))} of ${bytes(host.memoryBytes)}`);
-  show("disk", last(past.disk) / host.diskBytes, `${bytes(last(past.disk))} of ${bytes(host.diskBytes)}`);
+  const memory = host.memoryBytes - host.memoryAvailableBytes;
+  const disk = host.diskBytes - host.diskFreeBytes;
+  show("cpu", last(past.cpu), 100, `${last(past.cpu).toFixed(0)} % of ${host.cpus} CPUs, load ${load}`);
+  show("memory", memory, host.memoryBytes, `${bytes(memory)} of ${bytes(host.memoryBytes)}`);
+  show("disk", disk, host.diskBytes, `${bytes(disk)} of ${bytes(host.diskBytes)}`);
 }
 
 function line(one) {

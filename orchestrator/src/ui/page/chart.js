@@ -1,4 +1,5 @@
-// A line of numbers, the newest at the right, from nothing to the largest of them.
+// A line of numbers, the newest at the right, from nothing to the largest of them, or to a whole that they are
+// parts of.
 
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const WIDTH = 180;
@@ -16,8 +17,8 @@ export function chart(name) {
     line.setAttribute(key, value);
   }
   svg.append(line);
-  svg.show = (numbers, shown) => {
-    const most = Math.max(1e-9, ...numbers);
+  svg.show = (numbers, shown, whole = 0) => {
+    const most = Math.max(1e-9, whole, ...numbers);
     const step = WIDTH / (STEPS - 1);
     const first = WIDTH - (numbers.length - 1) * step;
     const at = (n, i) => `${(first + i * step).toFixed(1)},${(HEIGHT - 1 - (n / most) * (HEIGHT - 3)).toFixed(1)}`;

@@ -52,13 +52,13 @@ export class Rates {
     const seconds = last ? sample.at - last.at : 1;
     const before = new Map((last ? last.workloads : []).map((one) => [one.uid, one]));
     const seen = new Set(["host"]);
-    if (sample.host) this.#note("host", host((last && last.host) || sample.host, sample.host, seconds));
+    if (sample.host && last?.host) this.#note("host", host(last.host, sample.host, seconds));
     for (const one of sample.workloads) {
       seen.add(one.uid);
-      if (!one.usage) continue;
-      const now = totals(one.usage);
       const old = before.get(one.uid)?.usage;
-      const then = old ? totals(old) : now;
+      // A first look tells no rates.
+      if (!one.usage || !old) continue;
+      const [then, now] = [totals(old), totals(one.usage)];
       this.#note(one.uid, {
         cpu: 100 * rate(then.cpu, now.cpu, seconds),
         memory: now.memory,
