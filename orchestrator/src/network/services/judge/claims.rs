@@ -119,7 +119,7 @@ impl Claims {
                     false => (false, "NotPublished"),
                 };
                 let why = refused.join("; ");
-                say(&mut conditions, (PUBLISHED, good), reason, &why, generation);
+                Condition::set(&mut conditions, PUBLISHED, good, reason, &why, generation);
             }
         }
         conditions

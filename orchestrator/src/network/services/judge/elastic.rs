@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use super::super::declared::{Known, is_said};
 use super::super::plan::Elastic;
 use super::{Judge, Word};
-use crate::model::{ElasticAddress};
+use crate::model::{Condition, ElasticAddress};
 
 impl Judge<'_> {
     pub(super) fn elastic(&mut self) {
@@ -55,7 +55,7 @@ impl Judge<'_> {
             Condition::set(
                 &mut status.conditions,
                 "Ready",
-good,
+                good,
                 reason,
                 &message,
                 known.meta.generation,

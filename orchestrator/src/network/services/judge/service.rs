@@ -9,7 +9,7 @@ use super::super::plan::{At, Backend, Front};
 use super::super::pool::{Pool, PoolError};
 use super::claims::Claims;
 use super::{Judge, Terms, Word};
-use crate::model::{Endpoint, Published, Service, ServiceStatus};
+use crate::model::{Condition, Endpoint, Published, Service, ServiceStatus};
 
 /// Workloads behind one service.
 const MOST: usize = 256;
@@ -294,7 +294,7 @@ fn status_of(
     Condition::set(
         &mut status.conditions,
         "Ready",
-good,
+        good,
         reason,
         &message,
         generation,
