@@ -13,7 +13,7 @@ mod netns;
 mod nft;
 mod port;
 mod rules;
-mod services;
+pub mod services;
 mod subnet;
 mod tap;
 
@@ -29,7 +29,6 @@ use parking_lot::Mutex;
 
 pub use addresses::Addresses;
 pub use error::NetworkError;
-pub use services::{Names, Services, Terms};
 pub use subnet::{Mac, Subnet};
 
 use self::error::{lacking, system};

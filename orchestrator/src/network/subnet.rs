@@ -65,11 +65,6 @@ impl Subnet {
         u32::from(address) & self.bits() == self.base
     }
 
-    /// Whether an address is in both.
-    pub fn overlaps(self, other: Subnet) -> bool {
-        self.contains(other.base()) || other.contains(self.base())
-    }
-
     /// Refuses an address that no workload here can have.
     pub fn check(self, address: Ipv4Addr) -> Result<(), NetworkError> {
         if (self.first()..=self.last()).contains(&address) {

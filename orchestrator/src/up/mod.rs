@@ -14,7 +14,8 @@ pub use state::State;
 
 use crate::api::{ApiError, Listening, Objects, router, sweep};
 use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
-use crate::network::{Names, NetworkError, Services, Subnet, Terms};
+use crate::network::services::{Names, Services, Terms};
+use crate::network::{NetworkError, Subnet};
 use crate::runtime::container::ContainerError;
 use crate::runtime::{Claims, Pool, Ports, Shims, Vmm, Vms};
 use crate::site::{Agent, AgentError, Owners, Placer, Runtimes};
@@ -121,11 +122,9 @@ pub fn run(options: Options) -> Result<(), UpError> {
 }
 
 async fn serve(options: Options) -> Result<(), UpError> {
-    if options.service_subnet.overlaps(options.subnet) {
-        return Err(UpError::Overlap {
-            services: options.service_subnet,
-            network: options.subnet,
-        });
+    let (services, network) = (options.service_subnet, options.subnet);
+    if services.contains(network.base()) || network.contains(services.base()) {
+        return Err(UpError::Overlap { services, network });
     }
     let state = State::open(&options.state)?;
     let store = Arc::new(Embedded::open(&state.store())?);

@@ -95,7 +95,7 @@ impl Rule {
     }
 
     /// Loads what is known of the packet's connection.
-    pub fn connection(self, key: Connection, to: Register) -> Rule {
+    pub fn of_connection(self, key: Connection, to: Register) -> Rule {
         let data = Attributes::default().number(1, to.0).number(2, key as u32);
         self.with("ct", data)
     }
@@ -168,8 +168,8 @@ impl Batch {
         self.tell(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, &all)
     }
 
-    /// Makes a map.
-    pub fn map(mut self, name: &str, key: Shape, value: Shape) -> Batch {
+    /// Makes a map, to pick from.
+    pub fn choices(mut self, name: &str, key: Shape, value: Shape) -> Batch {
         self.sets += 1;
         let all = self.within().text(2, name).number(3, MAP);
         let all = all.number(4, key.shown).number(5, key.len);

@@ -10,7 +10,8 @@ use crate::network::NetworkError;
 use crate::network::error::lacking;
 use crate::network::nft::{Base, Batch, Family, Hook, Meta, Order, Register, Rule};
 
-const TABLE: &str = "skerry_services";
+/// Our table.
+pub const TABLE: &str = "skerry_services";
 
 /// Before routing, just before others rewrite destinations (-100).
 const IN: Hook = Hook {
@@ -30,23 +31,23 @@ const BEHIND: Hook = Hook {
     number: 4,
     priority: 90,
 };
-/// What is for this host after all.
+/// What is for this host after all. Refusals come before others' filters, which would let askers wait.
 const HERE: Hook = Hook {
     kind: "filter",
     number: 1,
-    priority: -10,
+    priority: -20,
 };
 /// What is passed on.
 const PASSED: Hook = Hook {
     kind: "filter",
     number: 2,
-    priority: -10,
+    priority: -20,
 };
 /// What this host itself sends, once its destination is rewritten.
 const SENT: Hook = Hook {
     kind: "filter",
     number: 3,
-    priority: -10,
+    priority: -20,
 };
 
 /// Bytes of an interface's name, filled up with zeros.
@@ -118,7 +119,7 @@ fn to_front(front: &Front) -> Rule {
 
 /// Whether the packet goes the way of its connection's first.
 fn asks(rule: Rule) -> Rule {
-    rule.connection(Connection::Direction, FIRST)
+    rule.of_connection(Connection::Direction, FIRST)
         .compare(FIRST, true, &[0])
 }
 
@@ -139,7 +140,7 @@ fn to_loopback() -> Rule {
 /// Goes on if another address was asked than answers.
 fn is_handed_on(rule: Rule) -> Rule {
     let bit = DESTINATION_REWRITTEN.to_ne_bytes();
-    rule.connection(Connection::Status, FIRST)
+    rule.of_connection(Connection::Status, FIRST)
         .mask(FIRST, &bit)
         .compare(FIRST, true, &bit)
 }
@@ -179,7 +180,7 @@ impl Writer {
             .pick(&map, FIRST, TO)
             .send_to(TO, Some(TO_PORT));
         self.maps += 1;
-        self.batch = self.batch.map(&map, KEY, VALUE).fill(&map, &pairs);
+        self.batch = self.batch.choices(&map, KEY, VALUE).fill(&map, &pairs);
         self.batch = self.batch.noted_rule(chain, rule, whose);
         self
     }
