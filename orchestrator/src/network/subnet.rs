@@ -72,11 +72,6 @@ impl Subnet {
         u32::from(address) & bits == self.base & bits
     }
 
-    /// Whether an address is in both.
-    pub fn overlaps(self, other: Subnet) -> bool {
-        self.meets(other.base(), other.prefix())
-    }
-
     /// Refuses an address that no workload here can have.
     pub fn check(self, address: Ipv4Addr) -> Result<(), NetworkError> {
         if (self.first()..=self.last()).contains(&address) {

@@ -15,7 +15,8 @@ pub use state::State;
 use crate::api::{ApiError, Listening, Objects, router, sweep};
 use crate::metadata::Metadata;
 use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
-use crate::network::{Names, NetworkError, Registry, Services, Subnet, Terms, keeper};
+use crate::network::services::{Names, Services, Terms};
+use crate::network::{NetworkError, Registry, Subnet, keeper};
 use crate::runtime::container::ContainerError;
 use crate::runtime::{Claims, Images, Pool, Ports, Shims, Vmm, Vms, monitor_of};
 use crate::site::{Agent, AgentError, Owners, Placer, Runtimes, count};
@@ -125,11 +126,9 @@ pub fn run(options: Options) -> Result<(), UpError> {
 }
 
 async fn serve(options: Options) -> Result<(), UpError> {
-    if options.service_subnet.overlaps(options.subnet) {
-        return Err(UpError::Overlap {
-            services: options.service_subnet,
-            network: options.subnet,
-        });
+    let (services, network) = (options.service_subnet, options.subnet);
+    if services.meets(network.base(), network.prefix()) {
+        return Err(UpError::Overlap { services, network });
     }
     let state = State::open(&options.state)?;
     let (store, stored) = Counted::around(Arc::new(Embedded::open(&state.store())?));

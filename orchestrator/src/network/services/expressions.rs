@@ -153,8 +153,8 @@ impl Batch {
         self.tell(NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, &all)
     }
 
-    /// Makes a map.
-    pub fn map_of(mut self, name: &str, key: Shape, value: Shape) -> Batch {
+    /// Makes a map, to pick from.
+    pub fn choices(mut self, name: &str, key: Shape, value: Shape) -> Batch {
         self.sets += 1;
         let all = self.within().text(2, name).number(3, MAP);
         let all = all.number(4, key.shown).number(5, key.len);

@@ -12,10 +12,44 @@ use crate::network::error::system;
 
 /// What is in the kernel.
 pub struct Kernel {
-    /// What was put there last, and the number of the kernel's rules then.
-    last: Option<(Plan, u32)>,
+    /// What was put there last.
+    last: Option<Last>,
     /// Ports by which workloads reach themselves.
     reflecting: BTreeSet<u32>,
+}
+
+/// What was put there last.
+struct Last {
+    plan: Plan,
+    /// How many rules that is.
+    rules: usize,
+    /// The kernel's count of changes when it was looked at last.
+    changes: u32,
+}
+
+impl Last {
+    /// Whether it is still there: if somebody has changed rules, ours are counted.
+    fn is_there(&mut self) -> Result<bool, NetworkError> {
+        if self.plan.is_empty() {
+            return Ok(true);
+        }
+        let changes = changes()?;
+        if changes != self.changes {
+            if rules()? != self.rules {
+                return Ok(false);
+            }
+            self.changes = changes;
+        }
+        Ok(true)
+    }
+}
+
+fn changes() -> Result<u32, NetworkError> {
+    generation::now().map_err(system("ask nf_tables how often rules were changed"))
+}
+
+fn rules() -> Result<usize, NetworkError> {
+    generation::rules(rules::TABLE).map_err(system("count rules of nf_tables"))
 }
 
 impl Kernel {
@@ -45,12 +79,11 @@ impl Kernel {
         self.reflecting = wanted;
     }
 
-    /// Puts a plan there, unless it is: where somebody else has changed rules since, it is put there once more.
+    /// Puts a plan there, unless it is: where somebody has deleted rules since, it is put there once more.
     ///
     /// # Errors
     /// If the kernel refuses: it is tried again with the next.
     pub fn set(&mut self, plan: Plan, ground: &Ground) -> Result<(), NetworkError> {
-        let number = || generation::now().map_err(system("ask nf_tables for its generation"));
         let held = plan.elastic.iter();
         let held = held.map(|one| (one.interface.as_str(), one.address));
         if self.last.is_none() && plan.is_empty() {
@@ -61,9 +94,9 @@ impl Kernel {
             }
         }
         self.reflect(&plan, ground);
-        let same = match &self.last {
-            Some((last, at)) => *last == plan && (plan.is_empty() || number()? == *at),
-            None => false,
+        let same = match &mut self.last {
+            Some(last) if last.plan == plan => last.is_there()?,
+            _ => false,
         };
         if same {
             return uplink::set(held, ground);
@@ -71,14 +104,19 @@ impl Kernel {
         let begun = Instant::now();
         rules::set(&plan)?;
         uplink::set(held, ground)?;
-        let before = self.last.take().map(|(before, _)| before);
+        let before = self.last.take().map(|last| last.plan);
         let cut = before.filter(|before| *before != plan).map(|before| {
             let (ties, datagrams) = (plan.ties(), plan.datagrams());
             let (old, heard) = (before.ties(), before.datagrams());
             Cut::of(old.difference(&ties), datagrams.difference(&heard))
         });
-        self.last = Some((plan, number()?));
         let applied = begun.elapsed();
+        self.last = Some(Last {
+            plan,
+            // In this order: what is changed meanwhile is seen later.
+            changes: changes()?,
+            rules: rules()?,
+        });
         let cut = cut.map_or(Ok(0), |cut| cut.make())?;
         log::debug!("ports and services are set in {applied:?}; {cut} connections are cut off");
         Ok(())

@@ -10,7 +10,8 @@ use crate::network::NetworkError;
 use crate::network::error::lacking;
 use crate::network::nft::{Base, Batch, Connection, Family, Hook, Meta, Order, Register, Rule};
 
-const TABLE: &str = "skerry_services";
+/// Our table.
+pub const TABLE: &str = "skerry_services";
 
 /// Before routing, just before others rewrite destinations (-100).
 const IN: Hook = Hook {
@@ -30,23 +31,23 @@ const BEHIND: Hook = Hook {
     number: 4,
     priority: 90,
 };
-/// What is for this host after all.
+/// What is for this host after all. Refusals come before others' filters, which would let askers wait.
 const HERE: Hook = Hook {
     kind: "filter",
     number: 1,
-    priority: -10,
+    priority: -20,
 };
 /// What is passed on.
 const PASSED: Hook = Hook {
     kind: "filter",
     number: 2,
-    priority: -10,
+    priority: -20,
 };
 /// What this host itself sends, once its destination is rewritten.
 const SENT: Hook = Hook {
     kind: "filter",
     number: 3,
-    priority: -10,
+    priority: -20,
 };
 
 /// Bytes of an interface's name, filled up with zeros.
@@ -129,6 +130,13 @@ fn within(rule: Rule, offset: u32, range: Range) -> Rule {
         .compare(FIRST, true, &range.base.octets())
 }
 
+/// Goes on if the packet is for 127.0.0.1 or its like: what goes there cannot leave this host, and is none of ours.
+fn to_loopback() -> Rule {
+    Rule::default()
+        .payload(Base::Network, 16, 1, FIRST)
+        .compare(FIRST, true, &[127])
+}
+
 /// Goes on if another address was asked than answers.
 fn is_handed_on(rule: Rule) -> Rule {
     let bit = DESTINATION_REWRITTEN.to_ne_bytes();
@@ -172,7 +180,7 @@ impl Writer {
             .pick(&map, FIRST, TO)
             .send_to(TO, Some(TO_PORT));
         self.maps += 1;
-        self.batch = self.batch.map_of(&map, KEY, VALUE).fill(&map, &pairs);
+        self.batch = self.batch.choices(&map, KEY, VALUE).fill(&map, &pairs);
         self.batch = self.batch.noted_rule(chain, rule, whose);
         self
     }
@@ -203,12 +211,7 @@ impl Writer {
                 self.batch = self.batch.noted_rule("public", rule, &one.whose);
             }
         }
-        // A connection from this host to 127.0.0.1 cannot leave it.
-        let loopback = Rule::default()
-            .payload(Base::Network, 16, 1, FIRST)
-            .compare(FIRST, true, &[127])
-            .give_back();
-        self.batch = self.batch.rule("public", loopback);
+        self.batch = self.batch.rule("public", to_loopback().give_back());
         let ports = Rule::default().if_for_host(FIRST).jump("ports");
         self.batch = self.batch.rule("public", ports);
         let fronts = plan.fronts.iter();
@@ -234,10 +237,14 @@ impl Writer {
         let pool = Range::of(plan.pool.base(), plan.pool.prefix());
         let mut batch = self.batch.rule("refuse", tcp);
         batch = batch.rule("refuse", Rule::default().unreachable());
-        for chain in ["passed", "sent"] {
-            let rule = within(Rule::default(), 16, pool);
-            batch = refuse(batch, chain, rule, "no service");
+        let is_service = |front: &Front| matches!(front.at, At::Virtual(_));
+        if plan.fronts.iter().any(is_service) {
+            for chain in ["passed", "sent"] {
+                let rule = within(Rule::default(), 16, pool);
+                batch = refuse(batch, chain, rule, "no service");
+            }
         }
+        batch = batch.rule("here", to_loopback().give_back());
         for one in &plan.elastic {
             let rule = to(Rule::default(), one.address);
             batch = refuse(batch, "here", rule, &one.whose);
@@ -251,7 +258,8 @@ impl Writer {
         self
     }
 
-    /// Sources: neighbours would answer each other past this host, so they are asked by it; and elastic addresses are used on the way out, too.
+    /// Sources: neighbours would answer each other past this host, so they are asked by it; and elastic addresses are
+    /// used on the way out, too.
     fn sources(mut self, plan: &Plan) -> Writer {
         for range in &plan.networks {
             let rule = within(within(Rule::default(), 12, *range), 16, *range);

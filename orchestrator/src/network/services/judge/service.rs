@@ -13,6 +13,8 @@ use crate::model::{Condition, Endpoint, Published, Service, ServiceStatus};
 
 /// Workloads behind one service.
 const MOST: usize = 256;
+/// Questions that a host asks.
+const QUESTIONS: usize = 4096;
 
 /// Services' addresses, or why they have none.
 fn addresses<'a>(
@@ -143,6 +145,12 @@ impl<'a> Judge<'a> {
         let Some(check) = &service.rest.spec.health_check else {
             return Fitness::Fit;
         };
+        if self.wishes.len() >= QUESTIONS {
+            let why = format!(
+                "this host asks {QUESTIONS} already: take the health check of a service away"
+            );
+            return Fitness::Dead(why);
+        }
         let asked = Asked {
             service: service.meta.uid.clone(),
             workload: workload.meta.uid.clone(),
