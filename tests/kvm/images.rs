@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use skerry_tests::disk::checksum;
-use skerry_tests::host::{Host, Said, kill};
+use skerry_tests::host::{Host, Said, kill, processes};
 use skerry_tests::registry::{Registry, served};
 use skerry_tests::vmm::SHORT;
 use skerry_tests::{Api, Site, eventually, given};
@@ -307,7 +307,34 @@ fn an_image_is_prepared_once_and_cloned_by_its_name() {
         !said.good && said.errors.contains("ended before it was ready"),
         "{said:?}"
     );
-    assert!(!host.state().join("images/prepared/web").exists());
+    let place = host.state().join("images/prepared/web");
+    assert!(!place.exists());
+    // One that is killed leaves no monitor, and what it left is garbage.
+    let stays = [
+        "--until",
+        "never said",
+        "--cmdline",
+        "run=spin:1 off=wait-power-button",
+    ];
+    let store = host.state().join("images").display().to_string();
+    let words = [&["image"], &prepare[..], &stays, &["--store", &store]].concat();
+    let quiet = || std::process::Stdio::null();
+    let mut child = host
+        .command(&words)
+        .stdout(quiet())
+        .stderr(quiet())
+        .spawn()
+        .expect("skerry starts");
+    eventually("its guest runs", SHORT, || {
+        place.join("console.log").exists().then_some(())
+    });
+    child.kill().expect("it is ours");
+    child.wait().expect("it is ours");
+    eventually("its monitor ends", SHORT, || {
+        processes(&place).is_empty().then_some(())
+    });
+    must(&host, &["gc"]);
+    assert!(!place.exists() && bases(&host).is_empty());
     let ready = [
         "--until",
         "# steady: round=",
@@ -330,6 +357,9 @@ fn an_image_is_prepared_once_and_cloned_by_its_name() {
         (said.matches("# steady: round=").count() >= 2).then_some(())
     });
     host.must(&["delete", "vm", "clone"]);
+    must(&host, &["rm", "--prepared", "web"]);
+    must(&host, &["gc"]);
+    assert!(!place.exists() && bases(&host).is_empty());
 }
 
 #[test]

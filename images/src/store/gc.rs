@@ -34,6 +34,7 @@ impl Store {
     pub fn collect(&self, patience: Duration) -> Result<Collected, StoreError> {
         let _alone = self.lock(true, patience)?;
         let mut done = Collected::default();
+        self.sweep_prepared()?;
         let leased = self.leased()?;
         let mut wanted = leased.clone();
         for file in self.list("names")? {

@@ -28,6 +28,7 @@ mod list;
 mod manifest;
 mod medium;
 mod name;
+mod prepared;
 mod put;
 mod read;
 mod verify;
@@ -54,9 +55,6 @@ use self::error::system;
 use self::manifest::VERSION;
 use self::medium::{Disk, Held, Medium};
 
-/// Where snapshots of images that were booted are, below the store's directory: NAME/snapshot, whole if NAME/ready is
-/// there.
-pub const PREPARED: &str = "prepared";
 /// How long is waited for others who have the store alone.
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Bytes of the longest name's or lease's file.

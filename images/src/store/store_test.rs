@@ -212,6 +212,28 @@ fn garbage_is_what_neither_a_name_nor_a_lease_leads_to() {
 }
 
 #[test]
+fn what_was_prepared_stays_and_what_was_not_finished_is_garbage() {
+    let place = Place::new();
+    let one = place.import("one", &noise(9, MIB));
+    place.store.remove(&name("one")).expect("removed");
+    for prepared in ["whole", "half"] {
+        let folder = place.store.prepared(prepared);
+        fs::create_dir_all(folder.join("snapshot")).expect("a folder");
+        let lease = Store::prepared_lease(prepared);
+        place.store.hold(&lease, "disk", one.digest).expect("held");
+    }
+    fs::write(place.store.prepared("whole").join("ready"), "").expect("written");
+    place.store.collect(AT_ONCE).expect("collected");
+    assert!(place.store.prepared_snapshot("whole").is_some());
+    assert!(!place.store.prepared("half").exists());
+    assert_eq!(place.store.holders().expect("leases"), ["prepared.whole"]);
+    assert!(place.store.remove_prepared("whole").expect("removed"));
+    assert!(!place.store.remove_prepared("whole").expect("none"));
+    let done = place.store.collect(AT_ONCE).expect("collected");
+    assert_eq!(done.images, 1);
+}
+
+#[test]
 fn who_uses_the_store_keeps_the_collection_away() {
     let place = Place::new();
     let held = place.store.share().expect("shared");

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use skerry_images::chain::live::Progress;
-use skerry_images::store::{Kind, Manifest, Name, PREPARED, Store, StoreError};
+use skerry_images::store::{Kind, Manifest, Name, Store, StoreError};
 
 use super::RuntimeError;
 use crate::model::{DiskFormat, MicroVmSpec};
@@ -55,14 +55,15 @@ impl Images {
         else {
             return Ok(());
         };
-        let place = self.root.join(PREPARED).join(name);
-        if !place.join("ready").exists() {
-            return Err(RuntimeError::Unfit(format!(
-                "nothing is prepared as `{}` on this host: make it with `skerry image prepare`",
-                name.display()
-            )));
-        }
-        spec.boot.snapshot = Some(place.join("snapshot"));
+        let missing = || {
+            let name = name.display();
+            RuntimeError::Unfit(format!(
+                "nothing is prepared as `{name}` on this host: make it with `skerry image prepare`"
+            ))
+        };
+        let store = Store::open(&self.root)?;
+        let found = store.prepared_snapshot(name.to_str().unwrap_or_default());
+        spec.boot.snapshot = Some(found.ok_or_else(missing)?);
         Ok(())
     }
 

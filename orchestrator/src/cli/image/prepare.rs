@@ -1,7 +1,8 @@
 //! `skerry image prepare`.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use clap::Args;
 use skerry_images::chain::live::Progress;
 use skerry_images::io::{FileOptions, ImageFile, Port, block_on};
 use skerry_images::qcow2::{CreateOptions, create};
-use skerry_images::store::{Kind, Name, PREPARED, Store, StoreError};
+use skerry_images::store::{Kind, Name, Store, StoreError};
 use skerry_vmm_api::client::Client;
 use skerry_vmm_api::snapshots::{AfterSnapshot, SnapshotKind, VmSnapshot};
 
@@ -104,7 +105,7 @@ impl Prepare {
                     .collect()
             }
         };
-        let place = std::path::absolute(store.root().join(PREPARED).join(&as_name));
+        let place = std::path::absolute(store.prepared(&as_name));
         let place = place.map_err(failed("find", store.root()))?;
         let text = place
             .to_str()
@@ -116,19 +117,15 @@ impl Prepare {
             )));
         }
         let _use = store.share()?;
-        let base = self.base(&store, &as_name)?;
-        let ready = place.join("ready");
-        if ready.exists() && !self.force {
+        if store.prepared_snapshot(&as_name).is_some() && !self.force {
             return Err(Failure::Asked(format!(
                 "{as_name} is prepared already: give it another name with --as, or make it anew with --force"
             )));
         }
-        if place.exists() {
-            // Without that file it is nothing that a clone may be made of.
-            let gone = fs::remove_file(&ready).or_else(absent);
-            gone.and_then(|()| fs::remove_dir_all(&place))
-                .map_err(failed("remove", &place))?;
-        }
+        // Also what was not finished.
+        store.remove_prepared(&as_name)?;
+        let base = self.base(&store, &as_name)?;
+        let ready = place.join("ready");
         let mut folder = DirBuilder::new();
         folder
             .recursive(true)
@@ -138,8 +135,7 @@ impl Prepare {
         let made = self.make(&place, &base);
         if made.is_err() {
             // The failure is what is told.
-            let _ = fs::remove_dir_all(&place);
-            let _ = store.release(&lease(&as_name));
+            let _ = store.remove_prepared(&as_name);
         }
         let took = made?;
         let file = File::create(&ready).map_err(failed("make", &ready))?;
@@ -169,7 +165,7 @@ impl Prepare {
                 wanted: "a disk",
             }));
         }
-        store.hold(&lease(as_name), "disk", image.named.digest)?;
+        store.hold(&Store::prepared_lease(as_name), "disk", image.named.digest)?;
         let base = store.base(image.named.digest, &Progress::default())?;
         std::path::absolute(&base).map_err(failed("find", &base))
     }
@@ -212,6 +208,14 @@ impl Prepare {
         }
         if self.no_probe {
             command.arg("--no-probe");
+        }
+        // Whatever becomes of us, the monitor ends: nobody else knows it.
+        // SAFETY: between fork and exec this does one system call, which neither allocates nor takes a lock.
+        unsafe {
+            command.pre_exec(|| {
+                let kill = Some(rustix::process::Signal::KILL);
+                Ok(rustix::process::set_parent_process_death_signal(kill)?)
+            });
         }
         let said = File::create(&log).map_err(failed("make", &log))?;
         command
@@ -312,17 +316,6 @@ fn layer(path: &Path, base: &Path) -> Result<(), Failure> {
         create(&port, &file, None, &CreateOptions::overlay(size, below)).await?;
         port.flush(&file).await
     })?)
-}
-
-fn lease(name: &str) -> String {
-    format!("prepared.{name}")
-}
-
-fn absent(e: std::io::Error) -> std::io::Result<()> {
-    match e.kind() {
-        std::io::ErrorKind::NotFound => Ok(()),
-        _ => Err(e),
-    }
 }
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
