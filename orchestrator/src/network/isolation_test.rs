@@ -183,7 +183,9 @@ fn nobody_outside_begins_to_speak_with_those_behind_nat() {
     netlink.set_default_route(here.into()).unwrap();
     for (net, reached) in [(&blue(), false), (&open, true)] {
         let plan = within(net, "team", 2);
-        let path = island.network.attach_netns(&net.id, &[plan.clone()]);
+        let path = island
+            .network
+            .attach_netns(&net.id, std::slice::from_ref(&plan));
         let near = listen(&path.unwrap(), plan.address);
         assert_eq!(
             comes(&outside, &near) || (reached && comes_soon(&outside, &near)),

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::task::spawn_blocking;
 use tokio::time::MissedTickBehavior;
 
-use super::{DEFAULT, Limits, Net, NetworkError, Registry, Subnet, Subnet6, Who};
+use super::{DEFAULT, Net, NetworkError, Registry, Subnet, Subnet6, Who};
 use crate::api::{ApiError, Objects, Turn, rest};
 use crate::model::{
     Condition, Container, MicroVM, NETWORK, Network, NetworkStatus, Object, kind_of,
@@ -238,31 +238,35 @@ impl Keeper {
         }
     }
 
-    async fn make(&self, object: &Object) -> Result<bool, ApiError> {
-        let network: Network = rest(object)?;
-        let (spec, mut status) = (network.spec, network.status.unwrap_or_default());
+    /// Declares a network to the registry, as its object says.
+    async fn declare(&self, object: &Object, network: &Network) -> Result<Net, String> {
+        let spec = network.spec.clone();
+        let kept = network.status.as_ref().map(|status| status.subnet.clone());
         let uid = object.meta.uid.clone();
         let (tenant, name) = (object.meta.namespace.clone(), object.meta.name.clone());
-        let own = spec.subnet.unwrap_or_default();
-        let kept = status.subnet.clone();
-        let limits = spec
-            .bandwidth
-            .map_or(Limits::default(), |some| some.limits());
         let made = self.ask(move |registry| {
-            let subnet: Subnet = match (own.as_str(), kept.as_str()) {
-                ("", "") => registry.networks.choose(&uid)?,
-                ("", kept) => kept.parse()?,
-                (own, _) => own.parse()?,
+            let kept = kept.unwrap_or_default();
+            let subnet: Subnet = match (spec.subnet.as_deref(), kept.as_str()) {
+                (None, "") => registry.networks.choose(&uid)?,
+                (None, kept) => kept.parse()?,
+                (Some(own), _) => own.parse()?,
             };
             let subnet6 = match &spec.subnet6 {
                 Some(text) => Some(text.parse()?),
                 None => spec.ipv6.then(|| Subnet6::chosen(&uid)),
             };
+            let limits = spec.bandwidth.map(|some| some.limits());
             let net = Net::of(&uid, subnet, subnet6, spec.nat);
-            registry.declare(&tenant, &name, &net, limits)?;
+            registry.declare(&tenant, &name, &net, limits.unwrap_or_default())?;
             Ok(net)
         });
-        let made = made.await;
+        made.await
+    }
+
+    async fn make(&self, object: &Object) -> Result<bool, ApiError> {
+        let network: Network = rest(object)?;
+        let made = self.declare(object, &network).await;
+        let mut status = network.status.unwrap_or_default();
         let generation = object.meta.generation;
         let conditions = &mut status.conditions;
         match &made {
@@ -291,6 +295,10 @@ impl Keeper {
             }
             let why = format!("it goes when {names} are deleted, or have other networks");
             let network: Network = rest(object)?;
+            // Until then it is what it was, also for an agent that has just begun.
+            if let Err(e) = self.declare(object, &network).await {
+                log::warn!("{}: {e}", object.shown());
+            }
             let mut status = network.status.unwrap_or_default();
             let generation = object.meta.generation;
             let conditions = &mut status.conditions;

@@ -130,6 +130,12 @@ impl Registry {
         limits: Limits,
     ) -> Result<(), NetworkError> {
         self.networks.declare(net)?;
+        let is_new = !self.books.lock().addresses.contains_key(&net.id);
+        // Its bridge may be new, and its ports are not.
+        let found = match is_new {
+            true => self.networks.found()?,
+            false => Vec::new(),
+        };
         let mut books = self.books.lock();
         let key = (tenant.to_owned(), name.to_owned());
         books.named.insert(key, (net.id.clone(), limits));
@@ -137,6 +143,12 @@ impl Registry {
         let addresses = addresses.or_insert_with(|| Addresses::new(net.subnet));
         if addresses.subnet() != net.subnet {
             *addresses = Addresses::new(net.subnet);
+        }
+        for found in found {
+            for (_, address) in found.addresses.iter().filter(|(id, _)| *id == net.id) {
+                // One that does not fit any more is told when its workload starts.
+                let _ = addresses.take(&found.uid, Some(*address));
+            }
         }
         self.come.notify_all();
         self.changed.send_replace(());
