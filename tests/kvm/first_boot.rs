@@ -52,6 +52,14 @@ fn a_vm_has_a_last_disk_that_cloud_init_reads() {
     let label = String::from_utf8(blkid.expect("blkid, of util-linux").stdout).expect("text");
     assert_eq!(label.trim(), "CIDATA");
     let bytes = std::fs::read(&disk).expect("the disk");
+    // A long name's first five letters, as FAT has them.
+    for name in ["meta-", "user-", "netwo"] {
+        let wide: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        assert!(
+            bytes.windows(wide.len()).any(|part| part == wide),
+            "{name}… is not there"
+        );
+    }
     let text = String::from_utf8_lossy(&bytes);
     for told in [
         uid,

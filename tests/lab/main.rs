@@ -2,7 +2,6 @@
 //! `cargo xtask test --tier lab`.
 
 mod api;
-mod cloud;
 mod devices;
 mod disks;
 mod ends;

@@ -46,7 +46,7 @@ enum Task {
     Lab(lab::Arguments),
     /// Build the demo's guest (kernel, initramfs, root disk) under target/guest
     Guest(guest::Arguments),
-    /// Make a Debian cloud image, which the lab's tests boot, under target/cloud
+    /// Make a Debian cloud image under target/cloud, small enough to be booted in the lab
     Cloud(cloud::Arguments),
     /// Run the disk engine's seeded tests for long: a million power cuts, and more
     Soak(soak::Arguments),

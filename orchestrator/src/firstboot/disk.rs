@@ -75,7 +75,13 @@ mod tests {
         write_disk(&path, &seed).expect("written");
         let file = File::options().read(true).write(true).open(&path);
         let system = FileSystem::new(file.expect("a file"), FsOptions::new()).expect("FAT");
-        assert_eq!(system.volume_label(), "CIDATA");
+        assert_eq!(system.volume_label_as_bytes(), b"CIDATA");
+        // By these names, and not by short ones of eight letters.
+        let names = system.root_dir().iter();
+        let names: Vec<String> = names
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect();
+        assert_eq!(names, ["meta-data", "user-data"]);
         for (name, text) in seed.files() {
             let mut read = String::new();
             let mut file = system.root_dir().open_file(name).expect(name);

@@ -11,7 +11,7 @@ use crate::lab::STOOD_STILL;
 use crate::packages::Need;
 use crate::probe::{Probe, probe};
 use crate::progress::Step;
-use crate::{cargo, cloud, command, guest, package, packages, virtiofsd, workspace};
+use crate::{cargo, command, guest, package, packages, virtiofsd, workspace};
 
 /// The lab tier's time limit in the lab, in seconds.
 const LAB_TIMEOUT: &str = "1800";
@@ -133,9 +133,6 @@ pub fn lab(which: Which<'_>, in_lab: bool, report: &mut Report) -> Result<()> {
         Which::Like(filter) => names(&tests, filter)?,
         Which::Exactly(names) => names.to_vec(),
     };
-    if left.iter().any(|name| name.starts_with("cloud::")) {
-        environment.push(("SKERRY_CLOUD_DIR", cloud::build()?));
-    }
     for attempt in 0.. {
         if left.is_empty() {
             break;
