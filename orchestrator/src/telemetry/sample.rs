@@ -1,4 +1,5 @@
-//! What host and workloads use at a moment. However many ask, the host is looked at once a second at most.
+//! What host and workloads use at a moment. However many ask, the host is looked at once a second at most, and
+//! less often where looking takes long.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,8 +15,10 @@ use crate::model::{Kind, Object, Phase, WorkloadStatus};
 use crate::runtime::Usage;
 use crate::site::Runtimes;
 
-/// For how long a look does.
-const FRESH: Duration = Duration::from_secs(1);
+/// For how long a look does at least, and at most.
+const FRESH: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+/// It does for so many times as long as it took: looking takes a small part of the time, however many there are.
+const PART: u32 = 50;
 
 /// What is used at a moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -81,6 +84,7 @@ pub struct Sampler {
     runtimes: Runtimes,
     host: String,
     state: PathBuf,
+    /// The last look, and until when it does.
     last: Mutex<Option<(Instant, Arc<Sample>)>>,
 }
 
@@ -96,20 +100,22 @@ impl Sampler {
         }
     }
 
-    /// What is used, as of a second ago at most.
+    /// What is used, as of a second ago or, where looking takes long, a few.
     ///
     /// # Errors
     /// If the store does not answer.
     pub async fn sample(&self) -> Result<Arc<Sample>, ApiError> {
         // Whoever comes meanwhile waits for this look.
         let mut last = self.last.lock().await;
-        if let Some((at, sample)) = &*last
-            && at.elapsed() < FRESH
+        let begun = Instant::now();
+        if let Some((until, sample)) = &*last
+            && begun < *until
         {
             return Ok(sample.clone());
         }
         let sample = Arc::new(self.look().await?);
-        *last = Some((Instant::now(), sample.clone()));
+        let does = (begun.elapsed() * PART).clamp(FRESH[0], FRESH[1]);
+        *last = Some((begun + does, sample.clone()));
         Ok(sample)
     }
 

@@ -25,6 +25,8 @@ use crate::telemetry::Sample;
 
 /// Events that are shown of a workload.
 const EVENTS: usize = 20;
+/// How often a host is asked until it has looked again.
+const LOOKS: usize = 10;
 /// Keys that may wait.
 const KEYS: usize = 64;
 
@@ -65,9 +67,17 @@ impl Top {
 
     async fn batch(&self, client: &Client) -> Outcome {
         let first = sample(client).await?;
-        sleep(self.between_looks()).await;
+        let mut second = first.clone();
+        for _ in 0..LOOKS {
+            sleep(self.between_looks()).await;
+            second = sample(client).await?;
+            // The host may not have looked again.
+            if second.at > first.at {
+                break;
+            }
+        }
         let mut view = View::new(self.sort);
-        view.rates = between(Some(&first), &sample(client).await?);
+        view.rates = between(Some(&first), &second);
         if self.output.json() {
             print_json(&view.rates)?;
             return Ok(0);
@@ -115,6 +125,7 @@ impl Top {
         let mut screen = ratatui::try_init().map_err(terminal)?;
         let mut keys = typed();
         let mut view = View::new(self.sort);
+        view.rates = between(None, &last.clone().unwrap_or_default());
         let mut looks = interval(self.between_looks());
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let outcome = loop {
@@ -150,6 +161,8 @@ async fn sample(client: &Client) -> Result<Sample, ClientError> {
 /// Looks once more. A host that does not answer is told of, and asked again.
 async fn look(client: &Client, view: &mut View, last: &mut Option<Sample>) {
     match sample(client).await {
+        // The host may not have looked again.
+        Ok(now) if last.as_ref().is_some_and(|last| last.at == now.at) => view.trouble = None,
         Ok(now) => {
             view.rates = between(last.as_ref(), &now);
             view.trouble = None;
