@@ -6,11 +6,11 @@ use std::sync::Arc;
 use hickory_proto::op::{MessageType, Query};
 
 use super::*;
-use crate::network::{Services, Subnet};
+use crate::network::{ServiceNames, Subnet};
 
 struct Web;
 
-impl Services for Web {
+impl ServiceNames for Web {
     fn addresses(&self, tenant: &str, name: &str) -> Vec<IpAddr> {
         let address = IpAddr::from([10, 96, 0, 5]);
         (tenant == "team" && name == "shop")
