@@ -96,7 +96,9 @@ pub fn set_bridge(netlink: &mut Netlink, net: &Net) -> Result<u32, NetworkError>
     let (name, gateway) = (&net.bridge, net.subnet.gateway());
     // Otherwise it changes with its ports, and guests look for it where it was.
     let mac = Mac::of(gateway);
-    let bridge = match look(netlink, name)? {
+    let before = look(netlink, name)?;
+    let is_new = before.is_none();
+    let bridge = match before {
         Some(bridge) => bridge,
         None => {
             let made = netlink.add_bridge(name, mac);
@@ -119,7 +121,10 @@ pub fn set_bridge(netlink: &mut Netlink, net: &Net) -> Result<u32, NetworkError>
     let changed = netlink.change_link(bridge.index, attributes, true);
     changed.map_err(system(format!("set up bridge `{name}`")))?;
     for all in addresses(net) {
-        let given = netlink.set_addresses(bridge.index, &all);
+        let given = match is_new {
+            true => netlink.add_addresses(bridge.index, &all),
+            false => netlink.set_addresses(bridge.index, &all),
+        };
         given.map_err(system(format!("give `{name}` the address {gateway}")))?;
     }
     Ok(bridge.index)
@@ -229,18 +234,10 @@ pub fn is_free(netlink: &mut Netlink, net: &Net, others: &[Net]) -> Result<(), N
             return Err(overlap(own.to_string(), whose));
         }
     }
-    let ours = others.iter().chain([net]).map(|net| net.bridge.as_str());
-    let ours: Vec<_> = ours.collect();
-    let links = links(netlink)?.into_iter();
-    let ours: Vec<u32> = links
-        .filter(|link| ours.contains(&link.name.as_str()))
-        .map(|link| link.index)
-        .collect();
     let told = netlink.addresses();
     let told = told.map_err(system("list this host's addresses"))?;
     for (index, address, len) in told {
         let subnet = match address {
-            _ if ours.contains(&index) => None,
             IpAddr::V4(address) => Some(net.subnet)
                 .filter(|subnet| subnet.meets(address, len))
                 .map(|subnet| subnet.to_string()),
@@ -249,7 +246,10 @@ pub fn is_free(netlink: &mut Netlink, net: &Net, others: &[Net]) -> Result<(), N
                 .filter(|subnet| subnet.meets(address, len))
                 .map(|subnet| subnet.to_string()),
         };
-        if let Some(subnet) = subnet {
+        // Its own bridge may have it.
+        if let Some(subnet) = subnet
+            && !is_ours_by(netlink, index, net, others)?
+        {
             return Err(NetworkError::InUse {
                 subnet,
                 address: format!("{address}/{len}"),
@@ -257,6 +257,21 @@ pub fn is_free(netlink: &mut Netlink, net: &Net, others: &[Net]) -> Result<(), N
         }
     }
     Ok(())
+}
+
+/// Whether a link is the bridge of one of these networks.
+fn is_ours_by(
+    netlink: &mut Netlink,
+    index: u32,
+    net: &Net,
+    others: &[Net],
+) -> Result<bool, NetworkError> {
+    for net in others.iter().chain([net]) {
+        if look(netlink, &net.bridge)?.is_some_and(|link| link.index == index) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Lets this host pass packets on.

@@ -173,12 +173,7 @@ impl Netlink {
             return Ok(());
         };
         let family = family(*first);
-        for (address, len) in all {
-            self.tell(
-                RouteNetlinkMessage::NewAddress(address_message(index, *address, *len)),
-                NLM_F_CREATE | NLM_F_REPLACE,
-            )?;
-        }
+        self.add_addresses(index, all)?;
         let mut every = AddressMessage::default();
         every.header.family = family;
         for found in self.list(RouteNetlinkMessage::GetAddress(every))? {
@@ -196,6 +191,17 @@ impl Netlink {
                     other => other?,
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Gives a link addresses beside those that it has.
+    pub fn add_addresses(&mut self, index: u32, all: &[(IpAddr, u8)]) -> io::Result<()> {
+        for (address, len) in all {
+            self.tell(
+                RouteNetlinkMessage::NewAddress(address_message(index, *address, *len)),
+                NLM_F_CREATE | NLM_F_REPLACE,
+            )?;
         }
         Ok(())
     }
