@@ -299,8 +299,8 @@ fn what_has_ended_for_good_keeps_nobody_out_and_needs_room_to_begin_again() {
     let memory = host.object("host", "here")["status"]["memory"].clone();
     let memory = memory.as_str().expect("an amount").to_owned();
     let large = |name: &str, tasks: &str| {
-        let more = format!("  restartPolicy: Never\n  placement: {{host: here}}\n  tier: burst\n");
-        vm(name, &payload(), tasks, &more).replace("memory: 64Mi", &format!("memory: {memory}"))
+        vm(name, &payload(), tasks, "  restartPolicy: Never\n")
+            .replace("memory: 64Mi", &format!("memory: {memory}"))
     };
     let manifest = host.manifest(&large("first", "run=spin:1"));
     host.must(&["apply", "-f", &manifest]);

@@ -226,11 +226,6 @@ impl Host {
         self.up.as_ref().map(Child::id)
     }
 
-    /// The network namespace that is its own.
-    pub fn namespace(&self) -> &str {
-        self.apart.as_deref().expect("a host of its own")
-    }
-
     /// What it keeps.
     pub fn state(&self) -> PathBuf {
         self.folder.path().join("state")
