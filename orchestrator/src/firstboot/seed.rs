@@ -34,8 +34,8 @@ pub struct Told {
 }
 
 impl Told {
-    /// What the words for a kernel's command line say of the nth interface: `skerry.ip=`, `skerry.ip6=`, `skerry.gw=`
-    /// and `skerry.dns=`, of later ones `skerry.ip1=` and `skerry.ip6-1=`.
+    /// What the words for a kernel's command line say of the nth interface: `skerry.ip=`, `skerry.v6=`, `skerry.gw=`
+    /// and `skerry.dns=`, of later ones `skerry.ip1=` and `skerry.v6-1=`.
     pub fn of(n: usize, mac: &str, words: &str) -> Told {
         let values = |name: &str| {
             let prefix = format!("skerry.{name}=");
@@ -50,7 +50,7 @@ impl Told {
         };
         let mac = mac.to_owned();
         if n > 0 {
-            let addresses = [values(&format!("ip{n}")), values(&format!("ip6-{n}"))].concat();
+            let addresses = [values(&format!("ip{n}")), values(&format!("v6-{n}"))].concat();
             return Told {
                 mac,
                 addresses,
@@ -59,7 +59,7 @@ impl Told {
         }
         Told {
             mac,
-            addresses: [values("ip"), values("ip6")].concat(),
+            addresses: [values("ip"), values("v6")].concat(),
             gateway: values("gw").into_iter().next(),
             dns: values("dns"),
         }
@@ -160,6 +160,30 @@ mod tests {
         assert_eq!(eth0["match"]["macaddress"], "02:00:00:00:00:01");
         assert_eq!(eth0["gateway4"], "10.88.0.1");
         assert!(eth0["nameservers"].is_null());
+    }
+
+    #[test]
+    fn each_interface_is_told_its_own() {
+        use crate::network::{Net, Subnet, guest_words};
+        let subnet = "10.90.1.0/24".parse().expect("a subnet");
+        let subnet6 = "fd00:1:2:3::/64".parse().expect("a subnet");
+        let nets = [
+            (Net::default(Subnet::default()), [10, 88, 0, 2].into()),
+            (
+                Net::of("an-uid", subnet, Some(subnet6), true),
+                [10, 90, 1, 2].into(),
+            ),
+        ];
+        let words = guest_words("team", &nets);
+        let first = Told::of(0, "a", &words);
+        assert_eq!(first.addresses, ["10.88.0.2/16"]);
+        assert_eq!(first.dns, ["10.88.0.1"]);
+        let second = Told::of(1, "b", &words);
+        assert_eq!(
+            second.addresses,
+            ["10.90.1.2/24", "fd00:1:2:3:53:aff:fe5a:102/64"]
+        );
+        assert!(second.gateway.is_none());
     }
 
     #[test]

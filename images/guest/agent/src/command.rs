@@ -76,6 +76,11 @@ fn on_terminal(program: &mut Program, size: TerminalSize) -> io::Result<Streams>
     program.stdin(stream(&theirs)?).stdout(stream(&theirs)?);
     program.stderr(theirs);
     let lead = || {
+        // What keys send is heard, also where we do not hear it ourselves (started in a shell's background, say).
+        for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP] {
+            // SAFETY: a call that may be made between fork and exec; the default action is no code of ours.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
         // The terminal is standard input by now.
         // SAFETY: both are calls that may be made between fork and exec, and take plain numbers.
         match unsafe { libc::setsid() != -1 && libc::ioctl(0, libc::TIOCSCTTY, 0) != -1 } {
@@ -83,7 +88,7 @@ fn on_terminal(program: &mut Program, size: TerminalSize) -> io::Result<Streams>
             false => Err(io::Error::last_os_error()),
         }
     };
-    // SAFETY: `lead` makes two system calls and allocates nothing.
+    // SAFETY: `lead` makes a few system calls and allocates nothing.
     unsafe { program.pre_exec(lead) };
     Ok(Streams {
         outlets: vec![(Kind::Output, ours.try_clone()?)],

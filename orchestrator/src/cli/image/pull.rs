@@ -39,7 +39,7 @@ pub struct Pull {
     /// Where logins are found [default: ~/.docker/config.json]
     #[arg(long, value_name = "FILE", env = "SKERRY_REGISTRY_AUTH")]
     auth_file: Option<PathBuf>,
-    /// The image: [HOST[:PORT]/]NAME[:TAG] or …@sha256:DIGEST
+    /// The image: `[HOST[:PORT]/]NAME[:TAG]`, or with `@sha256:DIGEST` behind it
     #[arg(value_name = "REF")]
     reference: Reference,
 }
