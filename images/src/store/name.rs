@@ -1,4 +1,4 @@
-//! Names of images: NAME[:TAG], as people know them from containers.
+//! Names of images: `NAME[:TAG]`, as people know them from containers.
 
 use std::fmt;
 use std::str::FromStr;
