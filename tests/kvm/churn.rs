@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use skerry_tests::disk::{self, qemu_img};
-use skerry_tests::vmm::{Builder, SHORT, Vmm};
+use skerry_tests::vmm::{Builder, LONG, SHORT, Vmm};
 use skerry_tests::{Api, Exit};
 use skerry_vmm_api::endpoints::Operation;
 use skerry_vmm_api::requests::{DiskJobInfo, DiskJobState, VmDiskBackup};
@@ -90,7 +90,7 @@ impl History {
             let cancelled = self.api.with(async |c| c.disk_cancel(job.job).await);
             cancelled.expect("vm.disk-cancel");
         }
-        let job = self.api.expect_job(job, SHORT);
+        let job = self.api.expect_job(job, LONG);
         let good =
             job.state == DiskJobState::Done || cancels && job.state == DiskJobState::Cancelled;
         assert!(good, "{job:?} after {:?}", self.steps);
