@@ -77,6 +77,16 @@ fn what_is_declared_runs_and_survives_the_death_of_its_monitor_and_of_the_agent(
 }
 
 #[test]
+fn what_is_there_at_once_is_not_waited_for() {
+    let host = Host::start();
+    let tenant = "apiVersion: v1\nkind: Namespace\nmetadata: {name: quay}\n---\n";
+    let manifest = host.manifest(&(tenant.to_owned() + &vm("web", &payload(), STAYS, "")));
+    host.must(&["apply", "--wait", "-f", &manifest]);
+    assert_eq!(host.object("vm", "web")["status"]["phase"], "Running");
+    host.must(&["delete", "-f", &manifest]);
+}
+
+#[test]
 fn what_is_deleted_and_declared_again_at_once_runs() {
     let host = Host::start();
     let manifest = host.manifest(&vm(

@@ -12,6 +12,7 @@ use super::client::{Client, JSON};
 use super::manifest::{self, Declared};
 use super::wait::until_ready;
 use super::{Failure, Remote, ask};
+use crate::model::{Event, Host, Kind, Namespace, Token, kind_of};
 
 /// Declare what a manifest says: objects are made, or become what it says
 #[derive(Debug, Args)]
@@ -43,7 +44,7 @@ impl Apply {
             }
             if self.wait {
                 let limit = Duration::from_secs(self.timeout);
-                for object in &declared {
+                for object in declared.iter().filter(|object| gets_ready(object.kind)) {
                     until_ready(&client, object.kind, &object.namespace, &object.name, limit)
                         .await?;
                 }
@@ -51,6 +52,17 @@ impl Apply {
             Ok(0)
         })
     }
+}
+
+/// Whether there is something to wait for: a namespace, say, is there as soon as it is declared.
+fn gets_ready(kind: &Kind) -> bool {
+    let at_once = [
+        kind_of::<Namespace>(),
+        kind_of::<Host>(),
+        kind_of::<Token>(),
+        kind_of::<Event>(),
+    ];
+    kind.has_status && !at_once.contains(&kind)
 }
 
 /// Makes an object, or makes it what is declared; which of both.
