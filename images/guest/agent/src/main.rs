@@ -22,6 +22,8 @@ use socket::{Address, Listener};
 const CONNECTIONS: usize = 32;
 /// How long somebody may take to say what they want, or to hear the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long somebody may take to say what they want if they cannot have it: others wait meanwhile.
+const BRIEF: Duration = Duration::from_secs(1);
 /// After a connection that could not be accepted.
 const REST: Duration = Duration::from_millis(100);
 
@@ -57,6 +59,9 @@ fn serve(listener: &Listener) -> ! {
         if count.load(Ordering::Relaxed) > CONNECTIONS {
             let many = format!("{CONNECTIONS} commands run in it already: wait for one to end");
             let _ = connection.set_write_timeout(Some(PATIENCE));
+            // Who is still saying what they want would not hear why they cannot have it.
+            let _ = connection.set_read_timeout(Some(BRIEF));
+            let _: Result<Request, _> = receive_json(&mut connection, Kind::Request);
             let _ = send_json(&mut connection, Kind::Answer, &Reply::Refused(many));
             continue;
         }
