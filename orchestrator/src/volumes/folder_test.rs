@@ -1,3 +1,5 @@
+//! Folders of volumes: snapshots and what is made of them stay when a volume goes, sizes are kept, and what is not understood is refused.
+
 use skerry_images::io::Buffer;
 
 use super::*;
