@@ -4,6 +4,7 @@
 //! [`io::Port`]; whoever drives the port carries them out: the monitor's worker by io_uring, the
 //! tools by blocking calls, the tests by a simulated disk that may reorder and lose them.
 
+pub mod boot;
 pub mod chain;
 pub mod io;
 pub mod ops;

@@ -2,6 +2,7 @@
 //! `cargo xtask test --tier lab`.
 
 mod api;
+mod cloud;
 mod devices;
 mod disks;
 mod ends;

@@ -335,16 +335,17 @@ impl Host {
         self.until(kind, name, SHORT, |status| status["phase"] == phase)
     }
 
-    /// A program on its machine, which must go well; what it printed.
-    pub fn on_machine(&self, program: &str, arguments: &[&str]) -> String {
+    /// A program on its machine.
+    pub fn try_on_machine(&self, program: &str, arguments: &[&str]) -> Said {
         let machine = self.machine.as_ref().expect("a machine");
-        let said = said(
-            machine
-                .enter(program)
-                .args(arguments)
-                .output()
-                .expect("nsenter"),
-        );
+        let mut command = machine.enter(program);
+        let output = command.args(arguments).stdin(Stdio::null()).output();
+        said(output.expect("nsenter"))
+    }
+
+    /// The same, which must go well; what it printed.
+    pub fn on_machine(&self, program: &str, arguments: &[&str]) -> String {
+        let said = self.try_on_machine(program, arguments);
         assert!(said.good, "{program} {arguments:?}: {said:?}");
         said.out
     }

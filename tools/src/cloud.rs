@@ -9,14 +9,14 @@ use anyhow::{Context, Result};
 
 use crate::packages::{self, Need};
 use crate::progress::Step;
-use crate::{command, kernel, modules, sources, workspace};
+use crate::{command, sources, workspace};
 
 /// Counted up when this file makes the image differently.
-const EDITION: u32 = 1;
-/// The root file system's size: what it has, and a little to write.
-const SIZE: &str = "800M";
+const EDITION: u32 = 2;
+/// Mebibytes of the root file system: what it has, and a little to write.
+const SIZE: u64 = 800;
 
-const NEEDS: [Need; 3] = [
+const NEEDS: [Need; 4] = [
     Need {
         program: "mmdebstrap",
         package: "mmdebstrap",
@@ -29,8 +29,17 @@ const NEEDS: [Need; 3] = [
         major: None,
         why: "its root file system",
     },
+    Need {
+        program: "sfdisk",
+        package: "fdisk",
+        major: None,
+        why: "its partition table",
+    },
     packages::IMAGES,
 ];
+
+/// The image's name in its store.
+pub const NAME: &str = "debian:12";
 
 /// Which image to make: there is one.
 #[derive(clap::Args, Clone, Debug)]
@@ -64,7 +73,6 @@ pub fn build() -> Result<PathBuf> {
     }
     bootstrap(&folder, &root)?;
     furnish(&root)?;
-    take_kernel(&folder, &root)?;
     make_disk(&folder, &root)?;
     remove(&root)?;
     fs::write(&manifest, recipe).context("cannot write the image's manifest")?;
@@ -132,33 +140,70 @@ fn furnish(root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Takes the kernel out, unpacked, and its initramfs: the monitor starts it without a boot loader.
-fn take_kernel(folder: &Path, root: &Path) -> Result<()> {
-    let release = modules::release(root)?;
-    let boot = root.join("boot");
-    let image = boot.join(format!("vmlinuz-{release}"));
-    let packed = fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
-    let unpacked =
-        kernel::vmlinux_of(&packed).with_context(|| format!("in {}", image.display()))?;
-    fs::write(folder.join("vmlinux"), unpacked).context("cannot write the image's kernel")?;
-    let initrd = boot.join(format!("initrd.img-{release}"));
-    fs::copy(&initrd, folder.join("initrd.img"))
-        .with_context(|| format!("cannot copy {}", initrd.display()))?;
-    Ok(())
-}
-
+/// Two partitions, as Debian's own have them: what a BIOS would start, and the root.
 fn make_disk(folder: &Path, root: &Path) -> Result<()> {
+    const MIB: u64 = 1 << 20;
     let (raw, disk) = (folder.join("disk.img"), folder.join("disk.qcow2"));
     remove(&raw)?;
-    let path = std::env::var("PATH").unwrap_or_default();
-    let mut mke2fs = Command::new("mke2fs");
-    mke2fs.env("PATH", format!("{path}:/usr/sbin:/sbin"));
-    mke2fs.args(["-q", "-t", "ext4", "-b", "4096", "-m", "0"]);
-    command::read(mke2fs.arg("-d").arg(root).arg(&raw).arg(SIZE))?;
+    let file = fs::File::create(&raw).context("cannot make the image's disk")?;
+    // The root begins after 4 MiB, and the table's copy is at the end.
+    let sized = file.set_len((4 + SIZE + 1) * MIB);
+    sized.context("cannot make the image's disk")?;
+    let table = format!(
+        "label: gpt\nunit: sectors\n\
+         14: start=2048, size=6144, type=21686148-6449-6E6F-744E-656564454649\n\
+         1: start=8192, size={}, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4, name=root\n",
+        SIZE * MIB / 512
+    );
+    let script = folder.join("partitions");
+    fs::write(&script, table).context("cannot write the image's partitions")?;
+    let script = fs::File::open(&script).context("cannot read the image's partitions")?;
+    let mut sfdisk = with_sbin("sfdisk");
+    command::read(sfdisk.arg("--quiet").arg(&raw).stdin(script))?;
+    let mut mke2fs = with_sbin("mke2fs");
+    mke2fs.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"]);
+    mke2fs.arg("-E").arg(format!("offset={}", 4 * MIB));
+    command::read(mke2fs.arg("-d").arg(root).arg(&raw).arg(format!("{SIZE}M")))?;
     let mut convert = Command::new("qemu-img");
     convert.args(["convert", "-f", "raw", "-O", "qcow2"]);
     command::read(convert.arg(&raw).arg(&disk))?;
     remove(&raw)
+}
+
+/// A program that may be where only the administrator looks.
+fn with_sbin(program: &str) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new(program);
+    command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    command
+}
+
+/// Brings the image into an image store of its own, in one piece and with its kernel found, which an emulated machine would
+/// take minutes for; the folder with `images`, the store.
+///
+/// # Errors
+/// When the image cannot be made, or the store refuses it.
+pub fn stored(skerry: &Path) -> Result<PathBuf> {
+    let folder = build()?;
+    let store = folder.join("images");
+    let _lock = workspace::lock(&folder)?;
+    let step = Step::start("Importing the Debian cloud image");
+    remove(&store)?;
+    let mut import = Command::new(skerry);
+    import.args(["image", "import", "--name", NAME, "--output", "json"]);
+    let said = command::read(
+        import
+            .arg("--store")
+            .arg(&store)
+            .arg(folder.join("disk.qcow2")),
+    )?;
+    let said: serde_json::Value = serde_json::from_str(&said).context("what import said")?;
+    let digest = said["digest"].as_str().context("import said no digest")?;
+    let mut find = Command::new(skerry);
+    find.args(["image", "find-boot", digest, "--store"]);
+    command::read(find.arg(&store))?;
+    step.done("");
+    Ok(folder)
 }
 
 fn recipes() -> PathBuf {

@@ -46,6 +46,14 @@ pub const IMAGES: Need = Need {
     why: "making and checking disk images that tests compare ours with",
 };
 
+/// What logs in to guests.
+pub const LOGIN: Need = Need {
+    program: "ssh",
+    package: "openssh-client",
+    major: None,
+    why: "logging in to a guest made of a cloud image",
+};
+
 /// What containers are made of in tests, and what ours are compared with.
 pub const CONTAINERS: [Need; 2] = [
     Need {

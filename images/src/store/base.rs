@@ -133,6 +133,6 @@ impl Store {
     }
 }
 
-fn base_path(digest: Hash) -> String {
+pub(super) fn base_path(digest: Hash) -> String {
     format!("bases/{digest}.raw")
 }

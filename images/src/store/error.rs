@@ -91,6 +91,9 @@ pub enum StoreError {
     /// An image's file cannot be read.
     #[error(transparent)]
     Image(#[from] crate::Error),
+    /// What it starts from is not found.
+    #[error(transparent)]
+    Boot(#[from] crate::boot::BootError),
     /// It is larger than the store takes.
     #[error("{what} has {size} bytes, and at most {limit} can be: nothing was imported")]
     TooMuch {

@@ -63,10 +63,11 @@ impl Store {
             }
         }
         for file in self.list("bases")? {
-            let digest = file.strip_suffix(".raw").and_then(|name| name.parse().ok());
+            let (name, what) = file.split_once('.').unwrap_or((&file, ""));
+            let digest = name.parse().ok();
             if digest.is_none_or(|digest: Hash| !leased.contains(&digest)) {
                 done.bytes += self.discard(&format!("bases/{file}"))?;
-                done.bases += 1;
+                done.bases += u64::from(what == "raw");
             }
         }
         for file in self.list("tmp")? {

@@ -8,6 +8,7 @@
 //!       names/NAME.json     a name: which image, where it came from
 //!       leases/HOLDER.json  somebody uses images, whatever becomes of their names
 //!       bases/HASH.raw      a disk image in one piece, for VMs' layers to lie on
+//!       bases/HASH.kernel   what it starts from, with HASH.initramfs and HASH.boot.json
 //!       prepared/NAME/      an image that was booted: a snapshot, and the layer of its disk
 //!       tmp/, fetched/      what is not whole yet
 //! ```
@@ -19,6 +20,7 @@
 //! All of it blocks. Every chunk is compared with its name when it is read.
 
 mod base;
+mod boot;
 mod chunk;
 mod error;
 mod gc;
@@ -41,6 +43,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use boot::Boot;
 pub use error::StoreError;
 pub use gc::{Collected, FETCHED};
 pub use hash::Hash;

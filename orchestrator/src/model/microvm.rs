@@ -33,6 +33,7 @@ pub struct MicroVmSpec {
     #[serde(default)]
     pub tier: Tier,
     /// What it starts from.
+    #[serde(default)]
     pub boot: Boot,
     /// Its disks, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -71,7 +72,8 @@ fn memory() -> Quantity {
     Quantity::of(256 << 20)
 }
 
-/// What a VM starts from: a kernel, or a snapshot.
+/// What a VM starts from: a kernel, or a snapshot. If neither is given, the newest kernel in the file system of its first
+/// disk with an `image`, with that disk as its root.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Boot {
@@ -81,7 +83,7 @@ pub struct Boot {
     /// Its initramfs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub initramfs: Option<PathBuf>,
-    /// Its command line.
+    /// Its command line; what is added to it, if the kernel is the image's.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cmdline: String,
     /// The snapshot that it is a clone of, instead: its directory, or the name of one that `skerry image prepare` made.
@@ -210,7 +212,11 @@ impl Resource for MicroVM {
             "it must be at least 16Mi",
         );
         match (&spec.boot.kernel, &spec.boot.snapshot) {
-            (None, None) => fields.wrong("spec.boot", "give a kernel or a snapshot"),
+            (None, None) => fields.must(
+                spec.disks.iter().any(|disk| disk.image.is_some()),
+                "spec.boot",
+                "give a kernel, a snapshot, or a disk with an image that has a kernel",
+            ),
             (Some(_), Some(_)) => fields.wrong(
                 "spec.boot.snapshot",
                 "a clone has the kernel of its snapshot: give one of both",

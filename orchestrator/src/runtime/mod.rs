@@ -22,6 +22,7 @@ use tokio::net::UnixStream;
 pub use claims::Claims;
 pub use containers::Shims;
 pub use images::Images;
+pub(crate) use images::start_from;
 pub use ports::Ports;
 pub use usage::Usage;
 pub use vm::{Pool, Vmm, Vms, monitor_of};

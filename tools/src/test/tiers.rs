@@ -11,7 +11,7 @@ use crate::lab::STOOD_STILL;
 use crate::packages::Need;
 use crate::probe::{Probe, probe};
 use crate::progress::Step;
-use crate::{cargo, command, guest, package, packages, virtiofsd, workspace};
+use crate::{cargo, cloud, command, guest, package, packages, virtiofsd, workspace};
 
 /// The lab tier's time limit in the lab, in seconds.
 const LAB_TIMEOUT: &str = "2400";
@@ -128,11 +128,15 @@ pub fn lab(which: Which<'_>, in_lab: bool, report: &mut Report) -> Result<()> {
     let guest = guest::build()?;
     let mut environment = environment(&programs, Some(&guest.folder));
     environment.push(("SKERRY_VIRTIOFSD", virtiofsd::ensure()?));
-    let in_lab = in_lab || must_be_in_lab(&programs.vmm)?;
     let mut left = match which {
         Which::Like(filter) => names(&tests, filter)?,
         Which::Exactly(names) => names.to_vec(),
     };
+    if left.iter().any(|name| name.starts_with("cloud::")) {
+        packages::ensure(&[packages::LOGIN])?;
+        environment.push(("SKERRY_CLOUD_DIR", cloud::stored(&programs.skerry)?));
+    }
+    let in_lab = in_lab || must_be_in_lab(&programs.vmm)?;
     for attempt in 0.. {
         if left.is_empty() {
             break;

@@ -12,6 +12,7 @@ mod convert_oci;
 mod create;
 mod export;
 mod fetch;
+mod find_boot;
 mod gc;
 mod import;
 mod info;
@@ -93,6 +94,9 @@ enum Command {
     ConvertOci(convert_oci::ConvertOci),
     /// Boot a disk image of the store once, and keep what VMs are cloned from
     Prepare(prepare::Prepare),
+    /// Find the kernel of a disk image of the store
+    #[command(hide = true)]
+    FindBoot(find_boot::FindBoot),
     /// Write a disk image of the store to a file
     Export(export::Export),
     /// Measure how fast an image is read or written
@@ -125,6 +129,7 @@ impl Image {
             Command::Verify(c) => (c.run(), 1),
             Command::ConvertOci(c) => (c.run(), 1),
             Command::Prepare(c) => (c.run(), 1),
+            Command::FindBoot(c) => (c.run(), 1),
             Command::Export(c) => (c.run(), 1),
         };
         exit_code(outcome, failed)

@@ -19,6 +19,8 @@ use super::output::{Output, print_json};
 use super::progress::spinner;
 use super::store::{StoreFlag, name};
 use super::{Failure, Outcome, bytes};
+use crate::model::Boot;
+use crate::runtime::start_from;
 
 /// Between two looks at the guest's console.
 const LOOK: Duration = Duration::from_millis(20);
@@ -49,13 +51,13 @@ pub struct Prepare {
     /// Seconds that it may take
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u32,
-    /// The kernel: an ELF file or a bzImage
+    /// The kernel: an ELF file or a bzImage [default: the image's]
     #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
+    kernel: Option<PathBuf>,
     /// Its initramfs
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
-    /// The kernel's command line
+    /// The kernel's command line; what is added to it, if the kernel is the image's
     #[arg(
         long,
         value_name = "TEXT",
@@ -124,7 +126,7 @@ impl Prepare {
         }
         // Also what was not finished.
         store.remove_prepared(&as_name)?;
-        let base = self.base(&store, &as_name)?;
+        let (base, boot) = self.base(&store, &as_name)?;
         let ready = place.join("ready");
         let mut folder = DirBuilder::new();
         folder
@@ -132,7 +134,7 @@ impl Prepare {
             .mode(0o700)
             .create(&place)
             .map_err(failed("make", &place))?;
-        let made = self.make(&place, &base);
+        let made = self.make(&place, &base, &boot);
         if made.is_err() {
             // The failure is what is told.
             let _ = store.remove_prepared(&as_name);
@@ -155,8 +157,8 @@ impl Prepare {
         Ok(0)
     }
 
-    /// The image in one piece, leased for what is prepared.
-    fn base(&self, store: &Store, as_name: &str) -> Result<PathBuf, Failure> {
+    /// The image in one piece, leased for what is prepared, and what it starts from.
+    fn base(&self, store: &Store, as_name: &str) -> Result<(PathBuf, Boot), Failure> {
         let image = store.image(&self.image)?;
         if !matches!(image.manifest.kind, Kind::Disk { .. }) {
             return Err(Failure::Images(StoreError::Kind {
@@ -166,12 +168,27 @@ impl Prepare {
             }));
         }
         store.hold(&Store::prepared_lease(as_name), "disk", image.named.digest)?;
-        let base = store.base(image.named.digest, &Progress::default())?;
-        std::path::absolute(&base).map_err(failed("find", &base))
+        let progress = Progress::default();
+        let base = store.base(image.named.digest, &progress)?;
+        let absolute = |path: &Path| std::path::absolute(path).map_err(failed("find", path));
+        let given = |path: &Option<PathBuf>| path.as_deref().map(absolute).transpose();
+        let mut boot = Boot {
+            kernel: given(&self.kernel)?,
+            initramfs: given(&self.initramfs)?,
+            cmdline: self.cmdline.clone(),
+            snapshot: None,
+        };
+        if boot.kernel.is_none() {
+            let found = store.find_boot(image.named.digest, &progress)?;
+            start_from(&mut boot, &found, 0);
+            boot.kernel = given(&boot.kernel)?;
+            boot.initramfs = given(&boot.initramfs)?;
+        }
+        Ok((absolute(&base)?, boot))
     }
 
     /// Boots it and keeps the snapshot; how long the guest took.
-    fn make(&self, place: &Path, base: &Path) -> Result<Duration, Failure> {
+    fn make(&self, place: &Path, base: &Path, boot: &Boot) -> Result<Duration, Failure> {
         let disk = place.join("disk.qcow2");
         layer(&disk, base)?;
         let console = place.join("console.log");
@@ -180,15 +197,9 @@ impl Prepare {
             .unwrap_or_default()
             .with_file_name("skerry-vmm");
         let vmm = self.vmm.clone().unwrap_or(beside);
-        let absolute = |path: &Path| std::path::absolute(path).map_err(failed("find", path));
         let mut command = Command::new(&vmm);
         command
-            .args([
-                "--api-socket",
-                &format!("path={}", socket.display()),
-                "--kernel",
-            ])
-            .arg(absolute(&self.kernel)?)
+            .args(["--api-socket", &format!("path={}", socket.display())])
             .args(["--cpus", &format!("boot={}", self.cpus)])
             .args(["--memory", &format!("size={}", self.memory)])
             .args([
@@ -200,11 +211,13 @@ impl Prepare {
         let (disk, base) = (disk.display(), base.display());
         let flag = format!("path={disk},image_type=qcow2,backing=[raw:{base}],id=root,serial=root");
         command.args(["--disk", &flag]);
-        if let Some(initramfs) = &self.initramfs {
-            command.arg("--initramfs").arg(absolute(initramfs)?);
+        for (flag, file) in [("--kernel", &boot.kernel), ("--initramfs", &boot.initramfs)] {
+            if let Some(file) = file {
+                command.arg(flag).arg(file);
+            }
         }
-        if !self.cmdline.is_empty() {
-            command.args(["--cmdline", &self.cmdline]);
+        if !boot.cmdline.is_empty() {
+            command.args(["--cmdline", &boot.cmdline]);
         }
         if self.no_probe {
             command.arg("--no-probe");

@@ -34,13 +34,13 @@ enum What {
 struct RunVm {
     /// Its name
     name: String,
-    /// Its kernel
-    #[arg(long, value_name = "FILE", required_unless_present = "snapshot")]
+    /// Its kernel [default: that of its first --image]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["snapshot", "image"])]
     kernel: Option<PathBuf>,
     /// Its initramfs
     #[arg(long, value_name = "FILE")]
     initramfs: Option<PathBuf>,
-    /// The kernel's command line
+    /// The kernel's command line; what is added to it, if the kernel is an image's
     #[arg(
         long,
         value_name = "TEXT",

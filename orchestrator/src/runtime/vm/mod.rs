@@ -183,9 +183,11 @@ impl Vms {
             images.resolve(&owned, &mut wanted)?;
             let mut flags = disks::ensure(&folder, &wanted, &chains)?;
             flags.extend(disks::seed(&folder, seed.as_ref())?);
-            Ok::<_, RuntimeError>(flags)
+            Ok::<_, RuntimeError>((flags, wanted.boot))
         });
-        let disks = disks.await.map_err(|e| system("make disks")(e.into()))??;
+        let disks = disks.await.map_err(|e| system("make disks")(e.into()))?;
+        let (disks, boot) = disks?;
+        let spec = MicroVmSpec { boot, ..spec };
         let mut arguments = monitor::arguments(home, &spec, &disks)?;
         monitor::add_networks(&mut arguments, taps, words);
         let monitor = self.vmm.start(home, &arguments)?;
