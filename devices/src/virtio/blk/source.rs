@@ -110,7 +110,7 @@ impl BlkQueue {
         if let Some(tag) = self.free.pop() {
             return Some(tag);
         }
-        (self.slots.len() < queue.size().into()).then(|| {
+        (self.slots.len() < usize::from(queue.size())).then(|| {
             self.slots.push(Slot::new(queue));
             self.slots.len() as u32 - 1
         })

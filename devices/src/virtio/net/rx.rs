@@ -117,7 +117,7 @@ impl RxQueue {
 
     /// More buffers will not come for the frame that is held.
     fn exhausted(&self, queue: &Queue) -> bool {
-        let all = self.ready.len() >= queue.size().into() || self.buffers() >= MAX_IOV - 1;
+        let all = self.ready.len() >= usize::from(queue.size()) || self.buffers() >= MAX_IOV - 1;
         !self.held.is_empty() && (all || (!self.mergeable && !self.ready.is_empty()))
     }
 
