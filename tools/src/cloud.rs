@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::packages::{self, Need};
 use crate::progress::Step;
@@ -159,7 +159,10 @@ fn make_disk(folder: &Path, root: &Path) -> Result<()> {
     fs::write(&script, table).context("cannot write the image's partitions")?;
     let script = fs::File::open(&script).context("cannot read the image's partitions")?;
     let mut sfdisk = with_sbin("sfdisk");
-    command::read(sfdisk.arg("--quiet").arg(&raw).stdin(script))?;
+    let made = sfdisk.arg("--quiet").arg(&raw).stdin(script).status();
+    if !made.context("cannot start sfdisk")?.success() {
+        bail!("sfdisk cannot make the image's partitions");
+    }
     let mut mke2fs = with_sbin("mke2fs");
     mke2fs.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0"]);
     mke2fs.arg("-E").arg(format!("offset={}", 4 * MIB));
