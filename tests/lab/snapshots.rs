@@ -42,8 +42,10 @@ fn linux_goes_on_from_full_and_diff_snapshots_in_every_mode() {
 }
 
 #[test]
-fn linux_is_restored_a_hundred_times_in_a_row() {
-    const GENERATIONS: usize = 10;
+fn linux_is_restored_again_and_again() {
+    // Ten of them make a hundred restores: `cargo xtask soak --restores 100`.
+    let restores = std::env::var("SKERRY_RESTORES").ok();
+    let restores = restores.and_then(|n| n.parse().ok()).unwrap_or(20);
     const RESTORES: usize = 10;
     // Indices of modes. A copy reads all of memory twice, which is most of what it costs where every
     // instruction is emulated.
@@ -52,7 +54,7 @@ fn linux_is_restored_a_hundred_times_in_a_row() {
     let mut image = guest.path("data.qcow2");
     // What it took so far.
     let (mut kept, mut restored) = (Duration::ZERO, [Duration::ZERO; MODES.len()]);
-    for generation in 0..GENERATIONS {
+    for generation in 0..usize::div_ceil(restores, RESTORES) {
         let from = guest.path(&format!("snap{generation}"));
         let begun = Instant::now();
         snapshot(&vmm.api(), &from, "full");

@@ -1,6 +1,6 @@
 //! `cargo xtask soak`: the seeded tests for as long as it takes. Of the disk engine: power cuts, errors,
 //! comparisons with `qemu-img`, broken images, and a fuzzer. Of a host: killed writers and power cuts of its
-//! store, and whole histories in which everything is killed at some moment.
+//! store, and whole histories in which everything is killed at some moment. Of a Linux guest: restores in a row.
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
@@ -28,6 +28,9 @@ pub struct Arguments {
     /// The first history's seed
     #[arg(long, default_value_t = 1000)]
     seed: u64,
+    /// Restores of a Linux guest in a row, in tens; 0 for none
+    #[arg(long, default_value_t = 100)]
+    restores: u64,
     /// Seconds of fuzzing; 0 for none
     #[arg(long, default_value_t = 300)]
     fuzz: u64,
@@ -88,6 +91,14 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         if let Err(error) = done {
             println!("histories FAILED: {error:#}");
             failed.push("histories");
+        }
+    }
+    if arguments.restores > 0 {
+        let many = [("SKERRY_RESTORES", arguments.restores)];
+        let which = Which::Like(Some("restored_again_and_again"));
+        if let Err(error) = tiers::lab_with(which, false, &many, &mut Report::default()) {
+            println!("restores FAILED: {error:#}");
+            failed.push("restores");
         }
     }
     if arguments.fuzz > 0 {

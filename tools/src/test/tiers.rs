@@ -122,12 +122,24 @@ pub fn kvm_with(which: Which<'_>, how_much: &[(&str, u64)], report: &mut Report)
 
 /// Linux guests: on this host's KVM when it can run them, in the lab when not or when told to.
 pub fn lab(which: Which<'_>, in_lab: bool, report: &mut Report) -> Result<()> {
+    lab_with(which, in_lab, &[], report)
+}
+
+/// The same, with variables that say how much.
+pub fn lab_with(
+    which: Which<'_>,
+    in_lab: bool,
+    how_much: &[(&'static str, u64)],
+    report: &mut Report,
+) -> Result<()> {
     packages::ensure(&END_TO_END)?;
     let programs = build_programs()?;
     let tests = build_tests("lab")?;
     let guest = guest::build()?;
     let mut environment = environment(&programs, Some(&guest.folder));
     environment.push(("SKERRY_VIRTIOFSD", virtiofsd::ensure()?));
+    let how_much = how_much.iter();
+    environment.extend(how_much.map(|(name, n)| (*name, n.to_string().into())));
     let mut left = match which {
         Which::Like(filter) => names(&tests, filter)?,
         Which::Exactly(names) => names.to_vec(),
