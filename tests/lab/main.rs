@@ -11,6 +11,7 @@ mod kernels;
 mod loaded;
 mod migration;
 mod reach;
+mod services;
 mod shared_snapshots;
 mod sharing;
 mod snapshots;

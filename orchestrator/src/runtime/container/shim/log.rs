@@ -23,6 +23,9 @@ pub struct Log {
     path: PathBuf,
     limits: LogLimits,
     file: File,
+    /// Lines that are not in the file yet.
+    lines: Vec<u8>,
+    /// The file's bytes with them.
     size: u64,
 }
 
@@ -34,21 +37,38 @@ impl Log {
             path: path.into(),
             limits,
             size: file.metadata()?.len(),
+            lines: Vec::new(),
             file,
         })
     }
 
-    fn write(&mut self, stream: &str, text: &[u8], whole: bool) -> io::Result<()> {
-        let mut line = timestamp(SystemTime::now()).into_bytes();
-        line.extend(format!(" {stream} {} ", if whole { 'F' } else { 'P' }).as_bytes());
-        line.extend(text);
-        line.push(b'\n');
-        if self.size > 0 && self.size + line.len() as u64 > self.limits.file_size {
+    /// Adds a line, which [`flush`](Self::flush) writes.
+    fn add(&mut self, time: &str, stream: &str, text: &[u8], whole: bool) -> io::Result<()> {
+        let mark = if whole { "F" } else { "P" };
+        let length = [time, stream, mark].map(|word| word.len() + 1);
+        let length = (length.iter().sum::<usize>() + text.len() + 1) as u64;
+        if self.size > 0 && self.size + length > self.limits.file_size {
+            self.flush()?;
             self.rotate()?;
         }
-        self.file.write_all(&line)?;
-        self.size += line.len() as u64;
+        for word in [time, stream, mark] {
+            self.lines.extend(word.as_bytes());
+            self.lines.push(b' ');
+        }
+        self.lines.extend(text);
+        self.lines.push(b'\n');
+        self.size += length;
         Ok(())
+    }
+
+    /// Writes what was added.
+    fn flush(&mut self) -> io::Result<()> {
+        let written = self.file.write_all(&self.lines);
+        self.lines.clear();
+        if written.is_err() {
+            self.size = self.file.metadata()?.len();
+        }
+        written
     }
 
     fn rotate(&mut self) -> io::Result<()> {
@@ -93,28 +113,32 @@ impl Stream {
             Ok(0) | Err(_) => {
                 self.pipe = None;
                 if !self.line.is_empty() {
-                    let _ = log.write(self.name, &self.line, true);
+                    let now = timestamp(SystemTime::now());
+                    let _ = log.add(&now, self.name, &self.line, true);
                     self.line.clear();
                 }
             }
             Ok(n) => self.take(&buffer[..n], log),
         }
+        let _ = log.flush();
     }
 
+    /// Takes what came at one moment.
     fn take(&mut self, mut bytes: &[u8], log: &mut Log) {
+        let now = timestamp(SystemTime::now());
         while !bytes.is_empty() {
             let room = LINE - self.line.len();
             let end = bytes.iter().take(room + 1).position(|byte| *byte == b'\n');
             match end {
                 Some(end) => {
                     self.line.extend(&bytes[..end]);
-                    let _ = log.write(self.name, &self.line, true);
+                    let _ = log.add(&now, self.name, &self.line, true);
                     self.line.clear();
                     bytes = &bytes[end + 1..];
                 }
                 None if bytes.len() > room => {
                     self.line.extend(&bytes[..room]);
-                    let _ = log.write(self.name, &self.line, false);
+                    let _ = log.add(&now, self.name, &self.line, false);
                     self.line.clear();
                     bytes = &bytes[room..];
                 }
