@@ -219,7 +219,11 @@ impl Batch {
     pub fn new_set_of(mut self, name: &str, kind: Kind) -> Batch {
         self.sets += 1;
         let (Kind::Keys(key) | Kind::Values(key, _) | Kind::Jumps(key)) = kind;
-        let flags = if matches!(kind, Kind::Keys(_)) { 0 } else { MAP };
+        let flags = if matches!(kind, Kind::Keys(_)) {
+            0
+        } else {
+            MAP
+        };
         let all = self.within().text(2, name).number(3, flags);
         let all = all.number(4, key.shown).number(5, key.len);
         let order = |shape: Shape| if shape.wire { 2u32 } else { 1 };

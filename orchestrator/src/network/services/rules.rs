@@ -146,11 +146,7 @@ fn called(front: &Front) -> String {
 /// Loads where a packet is for: the protocol and the port, behind the address if it is asked for.
 fn for_port(rule: Rule, with_address: bool) -> Rule {
     let (rule, protocol, port) = match with_address {
-        true => (
-            rule.payload(Base::Network, 16, 4, FIRST),
-            SECOND,
-            THIRD,
-        ),
+        true => (rule.payload(Base::Network, 16, 4, FIRST), SECOND, THIRD),
         false => (rule, FIRST, SECOND),
     };
     rule.payload(Base::Network, 9, 1, protocol)
@@ -232,7 +228,10 @@ fn frame(table: &mut Table) {
         ("public", for_host),
         // One address comes before all.
         ("ports", there(PORTS_THERE)),
-        ("ports", for_port(Rule::default(), false).jump_by(PORTS, FIRST)),
+        (
+            "ports",
+            for_port(Rule::default(), false).jump_by(PORTS, FIRST),
+        ),
         ("refuse", tcp),
         ("refuse", Rule::default().unreachable()),
         ("here", to_loopback().give_back()),
@@ -389,10 +388,7 @@ pub fn set(wanted: &Table, there: Option<&Table>) -> Result<u32, NetworkError> {
     let batch = Batch::of(Family::Ip, TABLE);
     let batch = match there {
         Some(there) => wanted.change(there, batch),
-        None => wanted.change(
-            &Table::default(),
-            batch.table().delete_table().table(),
-        ),
+        None => wanted.change(&Table::default(), batch.table().delete_table().table()),
     };
     let sent = batch.send();
     sent.map_err(lacking(

@@ -119,7 +119,11 @@ impl Table {
             }
         }
         for (name, new) in &self.chains {
-            if there.chains.get(name).is_none_or(|old| new.hook != old.hook) {
+            if there
+                .chains
+                .get(name)
+                .is_none_or(|old| new.hook != old.hook)
+            {
                 batch = match new.hook {
                     Some(hook) => batch.chain(name, hook),
                     None => batch.side_chain(name),

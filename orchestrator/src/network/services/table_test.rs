@@ -74,7 +74,9 @@ fn listed() -> Vec<String> {
     let done = list.output().expect("nftables");
     assert!(done.status.success(), "{done:?}");
     let text = String::from_utf8(done.stdout).unwrap();
-    let words = text.split_whitespace().map(|word| word.trim_end_matches(','));
+    let words = text
+        .split_whitespace()
+        .map(|word| word.trim_end_matches(','));
     let mut chains: Vec<String> = text.lines().map(str::to_owned).collect();
     chains.retain(|line| !line.contains(" : ") && !line.contains("elements"));
     let mut words: Vec<String> = words.map(str::to_owned).collect();
@@ -86,7 +88,10 @@ fn listed() -> Vec<String> {
 
 /// A network namespace of its own, for this thread.
 fn apart() {
-    assert!(rustix::process::geteuid().is_root(), "run these tests as root");
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "run these tests as root"
+    );
     // SAFETY: descriptors stay shared.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
 }
@@ -99,7 +104,9 @@ fn changes_come_to_what_is_made_anew() {
     let plans = prop::collection::vec(plan(), 2..5);
     let ran = runner.run(&plans, |plans| {
         let tables: Vec<_> = plans.iter().map(rules::table).collect();
-        let mut tables = tables.into_iter().filter(|table| *table != Table::default());
+        let mut tables = tables
+            .into_iter()
+            .filter(|table| *table != Table::default());
         let Some(mut there) = tables.next() else {
             return Ok(());
         };
