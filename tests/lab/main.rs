@@ -9,6 +9,7 @@ mod hosts;
 mod kernels;
 mod loaded;
 mod migration;
+mod networks;
 mod reach;
 mod shared_snapshots;
 mod sharing;
