@@ -224,15 +224,17 @@ impl Vms {
         started
     }
 
-    /// Starts the servers of a VM's shares, in the VM's cgroup; what its monitor is told of them.
+    /// Starts the servers of a VM's shares, in the VM's cgroup; what its monitor is told of them. None else serve it
+    /// then.
     async fn serve(
         &self,
         uid: &str,
         home: &Home,
         spec: &MicroVmSpec,
     ) -> Result<Vec<String>, RuntimeError> {
+        // What an agent has left that was killed while it started this VM.
+        self.unserve(uid, home).await?;
         if spec.shares.is_empty() {
-            self.served.lock().remove(uid);
             return Ok(Vec::new());
         }
         let (shares, owned) = (self.shares.clone(), uid.to_owned());
