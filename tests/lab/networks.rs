@@ -81,6 +81,8 @@ fn a_guest_learns_its_addresses_and_reaches_others_by_name_and_the_outside() {
     for peer in peers.split(',') {
         says(&format!("guest: reaches {peer}"));
     }
-    host.must(&["delete", "vm/web", "container/db", "--grace", "0"]);
+    for workload in ["vm/web", "container/db"] {
+        host.must(&["delete", workload, "--grace", "0"]);
+    }
     host.must(&["delete", "net/blue"]);
 }
