@@ -57,6 +57,8 @@ enum Command {
     Engine(engine::EngineArguments),
     /// Measure how soon an image file is a disk that VMs can lie on, beside `qemu-img convert`
     Images(images::ImageArguments),
+    /// Measure what a host takes of the CPUs while somebody looks at `skerry top` or the page
+    Looking(node::NodeArguments),
     /// Measure the monitor's memory beyond the guest's, with a disk and a network device
     Memory(memory::MemoryArguments),
     /// Measure a host under `skerry up`: how soon what is declared is there, and what the host's own process takes
@@ -78,6 +80,7 @@ fn main() -> Result<()> {
         Command::Engine(arguments) => engine::run(&arguments),
         Command::Images(arguments) => images::run(&arguments),
         Command::Memory(arguments) => memory::run(&arguments),
+        Command::Looking(arguments) => node::look(&arguments),
         Command::Node(arguments) => node::run(&arguments),
         Command::Schedule(arguments) => schedule::run(&arguments),
         Command::Snapshot(arguments) => snapshot::run(&arguments),

@@ -44,6 +44,7 @@ mod samples;
 mod scripted;
 mod served;
 mod services;
+mod shares;
 mod snapshot_death;
 mod snapshot_streams;
 mod snapshots;

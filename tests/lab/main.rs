@@ -10,6 +10,7 @@ mod hosts;
 mod kernels;
 mod loaded;
 mod migration;
+mod networks;
 mod reach;
 mod services;
 mod shared_snapshots;

@@ -1,9 +1,10 @@
-//! Directories and networks that others serve: virtiofsd, and the host's kernel.
+//! Directories and networks that others serve: virtiofsd, also by a host, and the host's kernel.
 
 use std::process::Command;
 use std::time::Duration;
 
 use skerry_tests::back_end::Virtiofsd;
+use skerry_tests::host::Host;
 use skerry_tests::vmm::{LONG, Vmm};
 use skerry_tests::{Tap, disk, eventually, linux};
 use skerry_vmm_api::endpoints::Operation;
@@ -47,6 +48,52 @@ fn virtiofsd_shares_a_directory_both_ways() {
     power_off(vmm);
     let back = std::fs::read(shared.join("from-guest")).expect("the guest's file");
     assert!(back == content, "the guest left other bytes");
+}
+
+#[test]
+fn a_declared_vm_shares_directories_with_its_host() {
+    let host = Host::machine_for_linux();
+    for tag in ["home", "books"] {
+        let folder = host.path("shared").join(tag);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join("from-host"), tag).expect("a file");
+    }
+    let source = |tag: &str| host.path("shared").join(tag).display().to_string();
+    let manifest = format!(
+        "apiVersion: skerry.io/v1\n\
+         kind: MicroVM\n\
+         metadata: {{name: web}}\n\
+         spec:\n\
+         \x20 memory: 512Mi\n\
+         \x20 boot: {{kernel: {}, initramfs: {}, cmdline: \"{} skerry.fs=home skerry.fs=books\"}}\n\
+         \x20 disks: [{{name: root, base: {}, format: raw}}]\n\
+         \x20 shares:\n\
+         \x20 - {{tag: home, source: {}}}\n\
+         \x20 - {{tag: books, source: {}, readOnly: true}}\n",
+        linux::file("vmlinux").display(),
+        linux::file("initramfs.cpio").display(),
+        linux::COMMAND_LINE,
+        linux::root_disk(host.path("root.ext4")).display(),
+        source("home"),
+        source("books"),
+    );
+    host.must(&["apply", "-f", &host.manifest(&manifest)]);
+    let said = eventually("the guest is ready", LONG, || {
+        let said = host.skerry(&["logs", "vm/web"]).out;
+        said.contains("guest: ready").then_some(said)
+    });
+    let line = |tag: &str| {
+        let start = format!("guest: fs {tag} ");
+        let found = said.lines().find(|line| line.contains(&start));
+        found.unwrap_or_else(|| panic!("no {start} in {said}"))
+    };
+    assert!(line("home").contains("sum=") && !line("home").contains("not written"));
+    assert!(line("books").contains("not written: "), "{}", line("books"));
+    assert!(line("books").contains("Read-only"), "{}", line("books"));
+    let written = |tag: &str| std::fs::read(host.path("shared").join(tag).join("from-guest"));
+    assert_eq!(written("home").expect("the guest's file"), b"home");
+    assert!(written("books").is_err());
+    host.must(&["delete", "vm/web", "--grace", "0"]);
 }
 
 #[test]

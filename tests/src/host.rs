@@ -150,6 +150,9 @@ impl Host {
         if !self.probe {
             command.arg("--no-probe");
         }
+        if let Some(server) = std::env::var_os("SKERRY_VIRTIOFSD") {
+            command.arg("--virtiofsd").arg(server);
+        }
         if self.warm > 0 {
             command.args(["--warm", &self.warm.to_string()]);
         }

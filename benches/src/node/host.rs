@@ -226,6 +226,29 @@ impl Host {
         ))
     }
 
+    /// Where it is asked.
+    pub fn socket(&self) -> PathBuf {
+        self.state.path().join("api.sock")
+    }
+
+    /// What it says that all use, as the page asks for it.
+    pub fn usage(&self) -> Result<Value> {
+        self.api.send("GET", "/usage", &Value::Null)?.answer()
+    }
+
+    /// The processes of its monitors.
+    pub fn monitors(&self, vmm: &Path) -> Vec<u32> {
+        let state = self.state.path().display().to_string();
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let ours = ids.filter(|id| {
+            let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            line.starts_with(vmm.as_os_str().as_encoded_bytes())
+                && String::from_utf8_lossy(&line).contains(&state)
+        });
+        ours.collect()
+    }
+
     /// What its process has used of the CPUs.
     pub fn used(&self) -> Result<Used> {
         Used::by(self.up.id())

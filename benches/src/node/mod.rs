@@ -4,8 +4,9 @@
 mod guest;
 mod host;
 mod image;
+mod looking;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -65,65 +66,83 @@ const MIB: f64 = (1 << 20) as f64;
 
 /// Measures and prints.
 pub fn run(arguments: &NodeArguments) -> Result<()> {
-    let monitors = arguments.peers.monitors()?;
-    let Some(ours) = monitors.iter().find(|m| m.kind == Kind::Skerry) else {
-        bail!("no monitor to measure: pass --vmm PATH");
-    };
-    let own = std::env::current_exe().context("own path")?;
-    let skerry = arguments.skerry.clone();
-    let skerry = skerry.unwrap_or_else(|| own.with_file_name("skerry"));
-    if !skerry.is_file() {
-        bail!(
-            "{} is not the command: build it with `cargo build --release -p skerry`, or give --skerry",
-            skerry.display()
-        );
-    }
-    let vmm = std::path::absolute(&ours.path).context("the monitor")?;
-    let directory = std::path::absolute(&arguments.directory).context("the directory")?;
-    let folder =
-        tempfile::tempdir_in(&directory).with_context(|| directory.display().to_string())?;
-    let mut report = Report::new(&arguments.report, arguments.peers.host()?);
-    let disk = folder.path().join("disk.qcow2");
-    engine::make(&disk, &CreateOptions::new(DISK_BYTES))?;
-    let snapshot = folder.path().join("snapshot");
-    guest::keep(ours, &arguments.peers, &disk, &snapshot)?;
-    let (runs, vms, rounds, idle) = match arguments.quick {
-        true => (3, 8, 1, 2),
-        false => (
-            arguments.runs,
-            arguments.vms,
-            arguments.rounds,
-            arguments.idle,
-        ),
-    };
+    let (mut report, bench) = Bench::prepare(arguments)?;
+    let (runs, vms, rounds, idle) = arguments.counts();
     ensure!(
         runs > 0 && vms > 0 && rounds > 0,
         "there is nothing to measure"
     );
-    let bench = Bench {
-        programs: Programs { skerry, vmm },
-        folder: folder.path(),
-        snapshot,
-        memory: arguments.peers.memory.bytes(),
-        warm: arguments.warm,
-    };
     bench.one(runs, &mut report)?;
-    bench.many(vms, rounds, Duration::from_secs(idle), &mut report)?;
+    bench.many(vms, rounds, idle, &mut report)?;
     bench.containers(runs, &mut report)?;
     report.finish()
 }
 
-struct Bench<'a> {
+/// `skerry-bench looking`: measures what it costs that somebody looks, and prints it.
+pub fn look(arguments: &NodeArguments) -> Result<()> {
+    let (mut report, bench) = Bench::prepare(arguments)?;
+    let (_, vms, rounds, time) = arguments.counts();
+    ensure!(vms > 0 && rounds > 0, "there is nothing to measure");
+    bench.looking(vms, rounds, time, &mut report)?;
+    report.finish()
+}
+
+impl NodeArguments {
+    /// Runs, VMs, rounds, and how long nothing happens.
+    fn counts(&self) -> (usize, usize, usize, Duration) {
+        let (runs, vms, rounds, idle) = match self.quick {
+            true => (3, 8, 1, 2),
+            false => (self.runs, self.vms, self.rounds, self.idle),
+        };
+        (runs, vms, rounds, Duration::from_secs(idle))
+    }
+}
+
+struct Bench {
     programs: Programs,
-    folder: &'a Path,
+    folder: tempfile::TempDir,
     snapshot: PathBuf,
     memory: u64,
     warm: usize,
 }
 
-impl Bench<'_> {
+impl Bench {
+    /// Makes ready what all measurements need.
+    fn prepare(arguments: &NodeArguments) -> Result<(Report, Bench)> {
+        let monitors = arguments.peers.monitors()?;
+        let Some(ours) = monitors.iter().find(|m| m.kind == Kind::Skerry) else {
+            bail!("no monitor to measure: pass --vmm PATH");
+        };
+        let own = std::env::current_exe().context("own path")?;
+        let skerry = arguments.skerry.clone();
+        let skerry = skerry.unwrap_or_else(|| own.with_file_name("skerry"));
+        if !skerry.is_file() {
+            bail!(
+                "{} is not the command: build it with `cargo build --release -p skerry`, or give --skerry",
+                skerry.display()
+            );
+        }
+        let vmm = std::path::absolute(&ours.path).context("the monitor")?;
+        let directory = std::path::absolute(&arguments.directory).context("the directory")?;
+        let folder =
+            tempfile::tempdir_in(&directory).with_context(|| directory.display().to_string())?;
+        let report = Report::new(&arguments.report, arguments.peers.host()?);
+        let disk = folder.path().join("disk.qcow2");
+        engine::make(&disk, &CreateOptions::new(DISK_BYTES))?;
+        let snapshot = folder.path().join("snapshot");
+        guest::keep(ours, &arguments.peers, &disk, &snapshot)?;
+        let bench = Bench {
+            programs: Programs { skerry, vmm },
+            folder,
+            snapshot,
+            memory: arguments.peers.memory.bytes(),
+            warm: arguments.warm,
+        };
+        Ok((report, bench))
+    }
+
     fn host(&self, warm: usize) -> Result<Host> {
-        Host::start(&self.programs, self.folder, warm)
+        Host::start(&self.programs, self.folder.path(), warm)
     }
 
     /// From the request to one VM's first byte.
@@ -234,7 +253,7 @@ impl Bench<'_> {
             report.add(title, "ms", Better::Lower, &samples, vec![why.to_owned()]);
             return Ok(());
         };
-        let (layout, bundle) = image::make(&busybox, self.folder)?;
+        let (layout, bundle) = image::make(&busybox, self.folder.path())?;
         let runc = in_path("runc");
         let mut left_out = Vec::new();
         match &runc {

@@ -28,9 +28,12 @@ pub struct Up {
     /// What makes containers' namespaces, with runc's command line [default: built in]
     #[arg(long, value_name = "FILE")]
     oci_runtime: Option<PathBuf>,
-    /// Let containers mount what is below this directory (repeatable)
+    /// Let containers mount, and VMs share, what is below this directory (repeatable)
     #[arg(long, value_name = "DIR")]
     share: Vec<PathBuf>,
+    /// What serves directories to VMs [default: virtiofsd, where distributions put it]
+    #[arg(long, value_name = "FILE")]
+    virtiofsd: Option<PathBuf>,
     /// The addresses of the network `default`
     #[arg(long, value_name = "SUBNET", default_value_t = Subnet::default())]
     subnet: Subnet,
@@ -70,6 +73,7 @@ impl Up {
             service_subnet: self.service_subnet,
             elastic: self.elastic,
             share: self.share,
+            virtiofsd: self.virtiofsd,
             probe: !self.no_probe,
             warm: self.warm.into(),
             vmm: self

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Bandwidth, Column, Fields, FirstBoot, Parts, Placement, Probe, Published, Quantity, Resource,
-    RestartPolicy, Tier, WorkloadStatus, probe,
+    RestartPolicy, Share, Tier, WorkloadStatus, probe,
 };
 
 /// A microVM.
@@ -41,6 +41,9 @@ pub struct MicroVmSpec {
     /// Its networks, in order: one for each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub networks: Vec<Port>,
+    /// Directories of the host's that it shares.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
     /// What it is told when it starts for the first time, on a disk that is its last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_boot: Option<FirstBoot>,
@@ -230,6 +233,8 @@ impl Resource for MicroVM {
             fields.must(boot.cmdline.is_empty(), "spec.boot.cmdline", whole);
             let disks = "a clone has the disks of its snapshot: leave `disks` out";
             fields.must(spec.disks.is_empty(), "spec.disks", disks);
+            let shares = "a clone has the devices of its snapshot, and those cannot be shares: leave `shares` out";
+            fields.must(spec.shares.is_empty(), "spec.shares", shares);
             let told = "a clone has booted: let it ask the metadata service";
             fields.must(spec.first_boot.is_none(), "spec.firstBoot", told);
         }
@@ -311,6 +316,7 @@ impl Resource for MicroVM {
                 "`cidata` is the name of the disk for `firstBoot`",
             );
         }
+        Share::check_all(&spec.shares, fields);
         Port::check_all(&spec.networks, fields);
         Published::check_all(&spec.publish, &spec.networks, fields);
         let reach = probe::Reach {

@@ -17,6 +17,7 @@ mod probe;
 mod publish;
 mod quantity;
 mod service;
+mod shares;
 mod time;
 mod token;
 mod volume;
@@ -42,6 +43,7 @@ pub use probe::{ExecAction, HttpAction, Probe, TcpAction, VsockAction};
 pub use publish::{Protocol, Published, PublishedError};
 pub use quantity::Quantity;
 pub use service::{Endpoint, HealthCheck, Service, ServicePort, ServiceSpec, ServiceStatus};
+pub use shares::{MOST_SHARES, Share};
 pub use time::{Timestamp, age};
 pub use token::{Token, TokenSpec, TokenStatus, duration};
 pub use volume::{

@@ -40,10 +40,15 @@ pub fn ports(netlink: &mut Netlink) -> Result<Vec<Port>, NetworkError> {
 
 /// The bridges of networks that there are.
 pub fn bridges(netlink: &mut Netlink) -> Result<Vec<(Net, Link)>, NetworkError> {
-    let links = links(netlink)?.into_iter();
-    let bridges = links.filter(|link| link.kind == Some(InfoKind::Bridge));
+    Ok(bridges_of(links(netlink)?))
+}
+
+/// Those among some links.
+pub fn bridges_of(links: Vec<Link>) -> Vec<(Net, Link)> {
+    let bridges = links.into_iter();
+    let bridges = bridges.filter(|link| link.kind == Some(InfoKind::Bridge));
     let nets = bridges.filter_map(|link| Some((Net::read(&link.name, &link.alias)?, link)));
-    Ok(nets.collect())
+    nets.collect()
 }
 
 /// The port that an interface with the name of `uid`'s is; none if it is half made.

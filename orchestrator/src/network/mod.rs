@@ -193,8 +193,9 @@ impl Networks {
     pub fn undeclare(&self, id: &str) -> Result<(), NetworkError> {
         let mut state = self.turn.lock();
         let mut netlink = kernel::open()?;
-        let ports = kernel::ports(&mut netlink)?;
-        let inside = ports.iter().filter(|port| port.net == id).count();
+        let links = kernel::links(&mut netlink)?;
+        let ports = links.iter().map(|link| Port::read(&link.name, &link.alias));
+        let inside = ports.flatten().filter(|port| port.net == id).count();
         if inside > 0 {
             return Err(NetworkError::Inhabited(inside));
         }
@@ -202,20 +203,22 @@ impl Networks {
         let (had6, current) = (state.has6(), state.is_current()?);
         state.nets.retain(|net| net.id != id);
         self.publish(&state);
-        for (net, bridge) in kernel::bridges(&mut netlink)? {
+        // Rules come first: the kernel takes its time to remove a bridge.
+        match (known, state.nets.is_empty()) {
+            (false, _) => {}
+            (true, false) if current => state.set_filter(had6)?,
+            (true, false) => self.build(&mut state, &mut netlink)?,
+            (true, true) => {
+                state.generation = None;
+                rules::remove()?;
+            }
+        }
+        for (net, bridge) in kernel::bridges_of(links) {
             if net.id == id {
                 kernel::delete(&mut netlink, &bridge)?;
             }
         }
-        match (known, state.nets.is_empty()) {
-            (false, _) => Ok(()),
-            (true, false) if current => state.set_filter(had6),
-            (true, false) => self.build(&mut state, &mut netlink),
-            (true, true) => {
-                state.generation = None;
-                rules::remove()
-            }
-        }
+        Ok(())
     }
 
     /// Makes whatever is missing of the network `default`, and of all others.

@@ -31,7 +31,7 @@ const NFT_SET_MAP: u32 = 0x8;
 const ELEMENTS: usize = 512;
 
 /// Attributes, one behind the other.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(in crate::network) struct Attributes(Vec<u8>);
 
 impl Attributes {
@@ -77,7 +77,7 @@ pub enum Family {
 }
 
 /// Where a chain is hooked in.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hook {
     /// `nat` or `filter`.
     pub kind: &'static str,
@@ -96,6 +96,11 @@ impl Register {
     pub const fn of(n: u32) -> Register {
         // NFT_REG32_00
         Register(8 + n)
+    }
+
+    /// The one with a number of the kernel's.
+    pub(in crate::network) const fn raw(n: u32) -> Register {
+        Register(n)
     }
 }
 
@@ -144,7 +149,7 @@ pub enum Connection {
 }
 
 /// What a rule does, one expression after the other; it ends where one says no.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Rule(pub(in crate::network) Attributes);
 
 impl Rule {

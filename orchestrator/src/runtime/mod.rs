@@ -7,6 +7,7 @@ mod containers;
 mod guest;
 mod images;
 mod ports;
+mod shared;
 pub mod usage;
 mod vm;
 mod volumes;
@@ -25,7 +26,7 @@ pub use images::Images;
 pub(crate) use images::start_from;
 pub use ports::Ports;
 pub use usage::Usage;
-pub use vm::{Pool, Vmm, Vms, monitor_of};
+pub use vm::{Pool, Shares, Vmm, Vms, monitor_of};
 pub use volumes::Volumes;
 
 use crate::firstboot::SeedError;

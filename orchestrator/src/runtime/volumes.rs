@@ -6,7 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use super::container::MountSpec;
-use super::{RuntimeError, system};
+use super::{RuntimeError, shared, system};
 use crate::firstboot::{Seed, write_files};
 use crate::model::Directory as Volume;
 
@@ -38,7 +38,7 @@ impl Volumes {
         let mount = |volume: &Volume| {
             Ok(MountSpec::Bind {
                 source: match &volume.source {
-                    Some(source) => self.shared(source)?,
+                    Some(source) => shared::path(&self.shared, source)?,
                     None => self.own(uid, &volume.name)?,
                 },
                 target: volume.path.clone(),
@@ -53,22 +53,6 @@ impl Volumes {
         let made = DirBuilder::new().recursive(true).mode(0o755).create(&path);
         made.map_err(system(format!("make the volume {name}")))?;
         Ok(path)
-    }
-
-    /// A path of the host's, without links, if it is shared.
-    fn shared(&self, source: &Path) -> Result<PathBuf, RuntimeError> {
-        let shown = source.display();
-        let found = fs::canonicalize(source).map_err(system(format!("find {shown}")))?;
-        let is_shared = |shared: &PathBuf| {
-            fs::canonicalize(shared).is_ok_and(|shared| found.starts_with(shared))
-        };
-        if self.shared.iter().any(is_shared) {
-            return Ok(found);
-        }
-        let what = format!(
-            "the host does not share {shown}: start `skerry up` with --share and a directory above it"
-        );
-        Err(RuntimeError::Unfit(what))
     }
 
     /// Writes what a container is told of itself; where it is read.
@@ -102,22 +86,6 @@ mod tests {
             source: Some(source.to_owned()),
             read_only: true,
         }
-    }
-
-    #[test]
-    fn a_link_leads_out_of_nothing_that_is_shared() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let shared = folder.path().join("shared");
-        fs::create_dir_all(shared.join("inner")).expect("a folder");
-        std::os::unix::fs::symlink(folder.path(), shared.join("out")).expect("a link");
-        let volumes = Volumes::new(&folder.path().join("own"), std::slice::from_ref(&shared));
-        let mount = |path: PathBuf| volumes.ensure("uid", &[volume(&path)]);
-        assert!(mount(shared.clone()).is_ok() && mount(shared.join("inner")).is_ok());
-        for outside in [shared.join("out"), shared.join("inner/../.."), "/".into()] {
-            let refused = mount(outside).expect_err("it is not shared").to_string();
-            assert!(refused.contains("--share"), "{refused}");
-        }
-        assert!(mount(shared.join("none")).is_err());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::model::{BareMetal, Container, Meta, MicroVM, Namespace, untyped};
 use crate::network::services::{Names, Services, Terms};
 use crate::network::{NetworkError, Registry, Subnet, keeper};
 use crate::runtime::container::ContainerError;
-use crate::runtime::{Claims, Images, Pool, Ports, Shims, Vmm, Vms, monitor_of};
+use crate::runtime::{Claims, Images, Pool, Ports, Shares, Shims, Vmm, Vms, monitor_of};
 use crate::site::{Agent, AgentError, Owners, Placer, Runtimes, count};
 use crate::store::{Embedded, StoreError};
 use crate::telemetry::{Counted, Sampler, Telemetry};
@@ -38,8 +38,10 @@ pub struct Options {
     pub vmm: PathBuf,
     /// What makes containers' namespaces, with runc's command line; the library that is built in if none.
     pub oci_runtime: Option<PathBuf>,
-    /// Directories of the host's whose contents containers may mount.
+    /// Directories of the host's whose contents containers may mount, and VMs share.
     pub share: Vec<PathBuf>,
+    /// What serves VMs' shares; the host's own if none.
+    pub virtiofsd: Option<PathBuf>,
     /// The addresses of the network `default`.
     pub subnet: Subnet,
     /// The addresses of services.
@@ -148,6 +150,9 @@ async fn serve(options: Options) -> Result<(), UpError> {
     )?;
     let vmm = Arc::new(Vmm::new(&vmm, options.probe));
     let pool = Arc::new(Pool::new(&state.warm(), vmm.clone(), options.warm));
+    let virtiofsd = options.virtiofsd.as_deref().map(std::path::absolute);
+    let virtiofsd = virtiofsd.transpose().map_err(system("find", "virtiofsd"))?;
+    let shares = Shares::new(&options.share, virtiofsd.as_deref());
     let homes = state.vms();
     let blocks = Arc::new(Blocks::new(
         objects.clone(),
@@ -162,6 +167,7 @@ async fn serve(options: Options) -> Result<(), UpError> {
         ports,
         images,
         blocks.clone(),
+        shares,
     );
     let vms = Arc::new(vms);
     let runtimes = Runtimes::default()

@@ -109,6 +109,7 @@ pub fn kvm_with(which: Which<'_>, how_much: &[(&str, u64)], report: &mut Report)
     let package = package::build(&[programs.skerry, programs.vmm])?;
     environment.push(("SKERRY_PACKAGE", package));
     environment.push(("SKERRY_CLEAN_SYSTEM", package::clean_system()?));
+    environment.push(("SKERRY_VIRTIOFSD", virtiofsd::ensure()?));
     let tests = build_tests("kvm")?;
     counted(
         Command::new(tests)

@@ -186,14 +186,14 @@ fn delete(netlink: &mut Netlink, handle: &[u8]) -> io::Result<()> {
 }
 
 /// An attribute: its number, its value, and it as a whole.
-struct Attribute<'a> {
+pub(super) struct Attribute<'a> {
     number: u16,
     value: &'a [u8],
     whole: &'a [u8],
 }
 
 /// The attributes of a list. A torn one ends it.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
     std::iter::from_fn(move || {
         let word = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
         let (len, number) = (usize::from(word(0)?), word(2)? & NUMBER);
@@ -209,7 +209,7 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = Attribute<'_>> {
     })
 }
 
-fn find(bytes: &[u8], number: u16) -> Option<&[u8]> {
+pub(super) fn find(bytes: &[u8], number: u16) -> Option<&[u8]> {
     let found = attributes(bytes).find(|one| one.number == number);
     found.map(|one| one.value)
 }

@@ -1,20 +1,24 @@
-//! Whether somebody else has changed rules: by a number of the kernel's that counts all changes, and by how many rules
-//! there are in our table.
+//! Whether somebody else has changed rules: by a number of the kernel's that counts all changes, and by how much
+//! there is in our table.
 
 use std::io;
 
-use crate::network::netlink::{HEADER, Netlink};
+use super::conntrack::{attributes, find};
+use crate::network::netlink::{HEADER, Netlink, Part};
 
 /// NFNL_SUBSYS_NFTABLES.
 const SUBSYSTEM: u16 = 10;
 const NEW_RULE: u16 = SUBSYSTEM << 8 | 6;
 const GET_RULE: u16 = SUBSYSTEM << 8 | 7;
+const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
 const NEW_GENERATION: u16 = SUBSYSTEM << 8 | 15;
 const GET_GENERATION: u16 = SUBSYSTEM << 8 | 16;
 const REQUEST: u16 = 0x1;
 const DUMP: u16 = 0x300;
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
+/// NFTA_SET_ELEM_LIST_ELEMENTS.
+const LIST: u16 = 3;
 /// NFPROTO_IPV4.
 const IPV4: u8 = 2;
 
@@ -50,27 +54,49 @@ pub fn now() -> io::Result<u32> {
     found.map(u32::from_be_bytes).ok_or_else(torn)
 }
 
+/// A list of attributes, each a text.
+fn texts(all: &[(u16, &str)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (kind, text) in all {
+        // A name has at most 255 bytes.
+        let len = u16::try_from(text.len() + 5).unwrap_or(u16::MAX);
+        bytes.extend(len.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(text.as_bytes());
+        bytes.push(0);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    bytes
+}
+
 /// How many rules there are in a table of IPv4's; none if it is not there.
 pub fn rules(table: &str) -> io::Result<usize> {
     // NFTA_RULE_TABLE, by which the kernel selects.
-    let mut name = table.as_bytes().to_vec();
-    name.push(0);
-    let len = u16::try_from(name.len() + 4).unwrap_or(u16::MAX);
-    let mut attribute = len.to_ne_bytes().to_vec();
-    attribute.extend(1u16.to_ne_bytes());
-    attribute.extend(name);
-    attribute.resize(attribute.len().next_multiple_of(4), 0);
+    count(GET_RULE, &texts(&[(1, table)]), |part| {
+        usize::from(part.kind == NEW_RULE)
+    })
+}
+
+/// How many elements there are in a set of such a table; none if it is not there.
+pub fn elements(table: &str, set: &str) -> io::Result<usize> {
+    // NFTA_SET_ELEM_LIST_TABLE and NFTA_SET_ELEM_LIST_SET.
+    count(GET_ELEMENTS, &texts(&[(1, table), (2, set)]), |part| {
+        let list = part.bytes.get(HEADER + 4..).and_then(|all| find(all, LIST));
+        list.map_or(0, |list| attributes(list).count())
+    })
+}
+
+fn count(kind: u16, asked: &[u8], mut of: impl FnMut(&Part) -> usize) -> io::Result<usize> {
     let netlink = Netlink::netfilter()?;
-    netlink.send(&message(GET_RULE, DUMP, IPV4, &attribute))?;
+    netlink.send(&message(kind, DUMP, IPV4, asked))?;
     let mut count = 0;
     let listed = netlink.receive(|part| match part.kind {
-        NEW_RULE => {
-            count += 1;
-            Ok(false)
-        }
         DONE => Ok(true),
         ERROR => part.error().map(|()| true),
-        _ => Ok(false),
+        _ => {
+            count += of(part);
+            Ok(false)
+        }
     });
     match listed {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(0),

@@ -1,10 +1,12 @@
 //! What is in the kernel, as far as this agent has put it there.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::time::Instant;
 
 use super::conntrack::Cut;
 use super::plan::Plan;
+use super::table::Table;
 use super::uplink::{self, Ground};
 use super::{generation, rules};
 use crate::network::NetworkError;
@@ -21,10 +23,9 @@ pub struct Kernel {
 /// What was put there last.
 struct Last {
     plan: Plan,
-    /// How many rules that is.
-    rules: usize,
-    /// The kernel's count of changes when it was looked at last.
-    changes: u32,
+    table: Table,
+    /// The kernel's count of changes when it was looked at last; none if somebody else changed something since.
+    changes: Option<u32>,
 }
 
 impl Last {
@@ -34,11 +35,11 @@ impl Last {
             return Ok(true);
         }
         let changes = changes()?;
-        if changes != self.changes {
-            if rules()? != self.rules {
+        if self.changes != Some(changes) {
+            if !has_all(&self.table)? {
                 return Ok(false);
             }
-            self.changes = changes;
+            self.changes = Some(changes);
         }
         Ok(true)
     }
@@ -48,8 +49,20 @@ fn changes() -> Result<u32, NetworkError> {
     generation::now().map_err(system("ask nf_tables how often rules were changed"))
 }
 
-fn rules() -> Result<usize, NetworkError> {
-    generation::rules(rules::TABLE).map_err(system("count rules of nf_tables"))
+/// Whether there is as much as there is to be.
+fn has_all(table: &Table) -> Result<bool, NetworkError> {
+    let count = || -> io::Result<bool> {
+        if generation::rules(rules::TABLE)? != table.rules() {
+            return Ok(false);
+        }
+        for (set, wanted) in table.counts() {
+            if generation::elements(rules::TABLE, set)? != wanted {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    count().map_err(system("count rules of nf_tables"))
 }
 
 impl Kernel {
@@ -85,39 +98,51 @@ impl Kernel {
     /// If the kernel refuses: it is tried again with the next.
     pub fn set(&mut self, plan: Plan, ground: &Ground) -> Result<(), NetworkError> {
         let held = plan.elastic.iter();
-        let held = held.map(|one| (one.interface.as_str(), one.address));
+        let held: Vec<_> = held
+            .map(|one| (one.interface.clone(), one.address))
+            .collect();
+        let elastic = || held.iter().map(|(on, address)| (on.as_str(), *address));
         if self.last.is_none() && plan.is_empty() {
             // Where nothing is declared, this may be a host whose kernel has no nf_tables.
             if let Err(e) = rules::remove() {
                 log::debug!("rules of ports and services cannot be removed: {e}");
-                return uplink::set(held, ground);
+                return uplink::set(elastic(), ground);
             }
         }
         self.reflect(&plan, ground);
-        let same = match &mut self.last {
-            Some(last) if last.plan == plan => last.is_there()?,
-            _ => false,
+        let there = match &mut self.last {
+            Some(last) => last.is_there()?,
+            None => false,
         };
-        if same {
-            return uplink::set(held, ground);
+        if there && self.last.as_ref().is_some_and(|last| last.plan == plan) {
+            return uplink::set(elastic(), ground);
         }
         let begun = Instant::now();
-        rules::set(&plan)?;
-        uplink::set(held, ground)?;
-        let before = self.last.take().map(|last| last.plan);
-        let cut = before.filter(|before| *before != plan).map(|before| {
-            let (ties, datagrams) = (plan.ties(), plan.datagrams());
-            let (old, heard) = (before.ties(), before.datagrams());
-            Cut::of(old.difference(&ties), datagrams.difference(&heard))
-        });
-        let applied = begun.elapsed();
-        self.last = Some(Last {
+        let table = rules::table(&plan);
+        let before = changes()?;
+        let counted = match &self.last {
+            _ if plan.is_empty() => rules::remove().map(|()| 1)?,
+            Some(last) if there && !last.plan.is_empty() => rules::set(&table, Some(&last.table))?,
+            _ => rules::set(&table, None)?,
+        };
+        // What somebody else has changed meanwhile is looked for with the next.
+        let changes = Some(changes()?).filter(|after| *after == before.wrapping_add(counted));
+        let last = Last {
             plan,
-            // In this order: what is changed meanwhile is seen later.
-            changes: changes()?,
-            rules: rules()?,
-        });
-        let cut = cut.map_or(Ok(0), |cut| cut.make())?;
+            table,
+            changes,
+        };
+        let gone = self.last.replace(last).map(|last| last.plan);
+        uplink::set(elastic(), ground)?;
+        let applied = begun.elapsed();
+        let cut = match (gone, &self.last) {
+            (Some(gone), Some(Last { plan, .. })) if gone != *plan => {
+                let (ties, datagrams) = (plan.ties(), plan.datagrams());
+                let (old, heard) = (gone.ties(), gone.datagrams());
+                Cut::of(old.difference(&ties), datagrams.difference(&heard)).make()?
+            }
+            _ => 0,
+        };
         log::debug!("ports and services are set in {applied:?}; {cut} connections are cut off");
         Ok(())
     }

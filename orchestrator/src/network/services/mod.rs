@@ -16,6 +16,7 @@ mod names;
 mod plan;
 mod pool;
 mod rules;
+mod table;
 mod uplink;
 mod words;
 

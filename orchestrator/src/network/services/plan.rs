@@ -1,6 +1,6 @@
 //! What is to be in the kernel: ports, services and elastic addresses, and who is behind each. No I/O.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use super::uplink::Range;
@@ -14,8 +14,8 @@ pub struct Plan {
     pub pool: Subnet,
     /// Ports of the host, and of services' addresses.
     pub fronts: Vec<Front>,
-    /// Who may use services: workloads' addresses, by the number of the set.
-    pub users: Vec<BTreeSet<Ipv4Addr>>,
+    /// Who may use services: workloads' addresses, by tenant and bridge (`team/skerry0`).
+    pub users: BTreeMap<String, BTreeSet<Ipv4Addr>>,
     /// Elastic addresses.
     pub elastic: Vec<Elastic>,
     /// Networks with somebody behind a port, who may be asked by a neighbour.
@@ -49,8 +49,8 @@ pub struct Front {
     pub backends: Vec<Backend>,
     /// Who answers those who asked before, and nobody else.
     pub leaving: Vec<Backend>,
-    /// Who answers workloads of a network, by the set of those: of a service's address alone.
-    pub near: Vec<(usize, Vec<Backend>)>,
+    /// Who answers workloads of a network, by the name of their set: of a service's address alone.
+    pub near: Vec<(String, Vec<Backend>)>,
 }
 
 /// An elastic address that is on an interface.
@@ -103,7 +103,7 @@ impl Plan {
         Plan {
             pool,
             fronts: Vec::new(),
-            users: Vec::new(),
+            users: BTreeMap::new(),
             elastic: Vec::new(),
             networks: BTreeSet::new(),
         }

@@ -126,7 +126,7 @@ fn front(at: At, port: u16, backends: &[Backend]) -> Front {
         backends: backends.to_vec(),
         leaving: Vec::new(),
         near: match at {
-            At::Virtual(_) => vec![(0, backends.to_vec())],
+            At::Virtual(_) => vec![("team/br0".to_owned(), backends.to_vec())],
             At::Host(_) => Vec::new(),
         },
     }
@@ -224,7 +224,7 @@ fn a_service_is_shared_by_those_who_serve_and_used_by_those_who_may() {
         front(At::Virtual(VIRTUAL), 8000, &backends),
         front(At::Host(None), 8000, &backends),
     ]);
-    plan.users = vec![[TWO].into()];
+    plan.users = [("team/br0".to_owned(), [TWO].into())].into();
     island.set(&plan);
     for (from, to) in [
         (Some(island.two.as_path()), VIRTUAL),
@@ -252,7 +252,7 @@ fn who_asks_where_nobody_serves_is_refused_at_once() {
         front(At::Virtual(VIRTUAL), 80, &[]),
         front(At::Host(None), 8080, &[]),
     ]);
-    plan.users = vec![[TWO].into()];
+    plan.users = [("team/br0".to_owned(), [TWO].into())].into();
     island.set(&plan);
     for from in [Some(island.two.as_path()), None] {
         refused(from, (VIRTUAL, 80));

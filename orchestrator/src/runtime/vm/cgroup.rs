@@ -18,6 +18,8 @@ const REMOVED: Duration = Duration::from_secs(10);
 /// has to.
 const BESIDE: u64 = 64 << 20;
 const PAGE_TABLES: u64 = 64;
+/// What the server of a share may have: some 10 MiB were seen.
+const SHARED: u64 = 64 << 20;
 
 /// What a VM may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +45,7 @@ impl Share {
         };
         Share {
             weight: (each * u64::from(spec.cpus)).clamp(1, 10_000),
-            memory: guest + guest / PAGE_TABLES + BESIDE,
+            memory: guest + guest / PAGE_TABLES + BESIDE + SHARED * spec.shares.len() as u64,
         }
     }
 
@@ -161,5 +163,7 @@ mod tests {
         assert_eq!(share(json!({})).memory, (1024 + 16 + 64) << 20);
         // Huge pages are not counted here.
         assert_eq!(share(json!({"hugepages": true})).memory, 64 << 20);
+        let shares = json!({"shares": [{"tag": "a", "source": "/a"}]});
+        assert_eq!(share(shares).memory, (1024 + 16 + 64 + 64) << 20);
     }
 }

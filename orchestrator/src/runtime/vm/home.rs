@@ -81,6 +81,21 @@ impl Home {
         self.0.join("vsock")
     }
 
+    /// The socket of one of its shares. Paths of sockets are short, so that is by number.
+    pub fn share_socket(&self, n: usize) -> PathBuf {
+        self.0.join(format!("share-{n}.sock"))
+    }
+
+    /// What is locked as long as that one's server lives.
+    pub fn share_lock(&self, n: usize) -> PathBuf {
+        self.0.join(format!("share-{n}.lock"))
+    }
+
+    /// What that one's server says.
+    pub fn share_log(&self, n: usize) -> PathBuf {
+        self.0.join(format!("share-{n}.log"))
+    }
+
     /// A disk's own layer.
     pub fn disk(&self, name: &str) -> PathBuf {
         self.0.join(format!("disk-{name}.qcow2"))
@@ -119,19 +134,27 @@ impl Home {
 
     /// What the monitor said last.
     pub fn last_words(&self) -> String {
-        let read = || {
-            let mut file = File::open(self.log())?;
-            let length = file.metadata()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-            let mut bytes = Vec::new();
-            file.take(TAIL).read_to_end(&mut bytes)?;
-            io::Result::Ok(String::from_utf8_lossy(&bytes).into_owned())
-        };
-        let text = read().unwrap_or_default();
-        let line = text.lines().rev().find(|line| !line.trim().is_empty());
-        let line = line.unwrap_or("it said nothing");
-        line.strip_prefix("skerry-vmm: ").unwrap_or(line).to_owned()
+        let line = last_words(&self.log());
+        match line.strip_prefix("skerry-vmm: ") {
+            Some(rest) => rest.to_owned(),
+            None => line,
+        }
     }
+}
+
+/// The last line of a log.
+pub fn last_words(log: &Path) -> String {
+    let read = || {
+        let mut file = File::open(log)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL).read_to_end(&mut bytes)?;
+        io::Result::Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let line = text.lines().rev().find(|line| !line.trim().is_empty());
+    line.unwrap_or("it said nothing").to_owned()
 }
 
 /// The names of all folders.
@@ -143,7 +166,8 @@ pub fn all(root: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-fn gone(removed: io::Result<()>) -> io::Result<()> {
+/// Well if it was gone before.
+pub fn gone(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
         other => other,

@@ -6,6 +6,9 @@ mod disks;
 mod home;
 mod monitor;
 mod pool;
+mod process;
+mod served;
+mod shares;
 mod sockets;
 mod usage;
 
@@ -29,6 +32,8 @@ use self::home::Home;
 use self::monitor::Monitor;
 pub use self::monitor::Vmm;
 pub use self::pool::Pool;
+use self::served::Served;
+pub use self::shares::Shares;
 use super::{End, Images, Life, Ports, Runtime, RuntimeError, Usage, guest, system};
 use crate::firstboot::{Seed, Told};
 use crate::model::{MicroVM, MicroVmSpec, Object, typed};
@@ -54,12 +59,15 @@ pub struct Vms {
     ports: Arc<Ports>,
     images: Images,
     blocks: Arc<Blocks>,
+    shares: Arc<Shares>,
     monitors: Mutex<HashMap<String, Monitor>>,
+    /// Servers of VMs' shares; those of a VM that an agent before has started are found when somebody asks.
+    served: Mutex<HashMap<String, Served>>,
 }
 
 impl Vms {
     /// Those with folders in `root`, run by `vmm`; clones get monitors of the `pool` if any wait there. Disks may be
-    /// `images` of the host's store, and volumes of `blocks`.
+    /// `images` of the host's store, and volumes of `blocks`; `shares` says which directories they may share.
     pub fn new(
         root: &Path,
         vmm: Arc<Vmm>,
@@ -67,6 +75,7 @@ impl Vms {
         ports: Arc<Ports>,
         images: Images,
         blocks: Arc<Blocks>,
+        shares: Shares,
     ) -> Vms {
         Vms {
             root: root.to_owned(),
@@ -75,7 +84,9 @@ impl Vms {
             ports,
             images,
             blocks,
+            shares: Arc::new(shares),
             monitors: Mutex::new(HashMap::new()),
+            served: Mutex::new(HashMap::new()),
         }
     }
 
@@ -190,7 +201,14 @@ impl Vms {
         let spec = MicroVmSpec { boot, ..spec };
         let mut arguments = monitor::arguments(home, &spec, &disks)?;
         monitor::add_networks(&mut arguments, taps, words);
-        let monitor = self.vmm.start(home, &arguments)?;
+        monitor::add_shares(&mut arguments, self.serve(uid, home, &spec).await?);
+        let monitor = match self.vmm.start(home, &arguments) {
+            Ok(monitor) => monitor,
+            Err(e) => {
+                self.unserve(uid, home).await?;
+                return Err(e);
+            }
+        };
         self.monitors.lock().insert(uid.clone(), monitor.clone());
         let started = self.answers(home, &monitor).await;
         if started.is_err() {
@@ -325,8 +343,15 @@ impl Runtime for Vms {
                 self.discard(&home, &monitor).await;
                 Life::Absent
             }
-            Some(monitor) if !monitor.has_ended() => Life::Running,
-            Some(monitor) => Life::Ended(monitor.end(&home)),
+            Some(monitor) => {
+                if !monitor.has_ended() {
+                    self.end_unserved(uid, &monitor).await;
+                }
+                match monitor.has_ended() {
+                    false => Life::Running,
+                    true => Life::Ended(self.end(uid, &home, &monitor)),
+                }
+            }
             None if home.ran() => Life::Ended(End {
                 well: false,
                 how: "it ended while nobody looked".to_owned(),
@@ -336,8 +361,18 @@ impl Runtime for Vms {
     }
 
     async fn ended(&self, uid: &str) {
-        if let Some(monitor) = self.monitor(uid) {
-            monitor.ended().await;
+        let Some(monitor) = self.monitor(uid) else {
+            return;
+        };
+        let served = self.served(uid).await.daemons;
+        let unserved = served.iter().map(|one| Box::pin(one.ended()));
+        let unserved: Vec<_> = unserved.collect();
+        if unserved.is_empty() {
+            return monitor.ended().await;
+        }
+        tokio::select! {
+            () = monitor.ended() => {}
+            _ = futures_util::future::select_all(unserved) => {}
         }
     }
 
@@ -365,6 +400,7 @@ impl Runtime for Vms {
             );
             return Err(system(what)(std::io::ErrorKind::TimedOut.into()));
         }
+        self.unserve(uid, &home).await?;
         let owned = uid.to_owned();
         let removed = tokio::task::spawn_blocking(move || cgroup::remove(&owned)).await;
         let removed = removed.unwrap_or_else(|e| Err(e.into()));

@@ -1,22 +1,17 @@
 //! A monitor as a process of its own, which outlives us.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
-use std::sync::Arc;
+use std::process::Command;
 
-use parking_lot::Mutex;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
 use super::PATIENCE;
 use super::home::Home;
+use super::process::Process;
 use super::sockets::Sockets;
 use crate::model::MicroVmSpec;
 use crate::network::Tap;
@@ -24,16 +19,7 @@ use crate::runtime::{End, RuntimeError, system};
 
 /// A monitor.
 #[derive(Clone)]
-pub struct Monitor(Arc<Process>);
-
-struct Process {
-    pid: Pid,
-    /// Readable once it has ended.
-    handle: AsyncFd<OwnedFd>,
-    /// Ours to be waited for, if we started it.
-    child: Mutex<Option<Child>>,
-    status: Mutex<Option<ExitStatus>>,
-}
+pub struct Monitor(Process);
 
 /// The program, and how it is started.
 pub struct Vmm {
@@ -121,8 +107,8 @@ impl Monitor {
         let child = command
             .spawn()
             .map_err(system(format!("start {}", vmm.display())))?;
-        let pid = Pid::from_child(&child);
-        Monitor::of(pid, Some(child)).map_err(system("watch the monitor"))
+        let watched = Process::of_child(child).map_err(system("watch the monitor"))?;
+        Ok(Monitor(watched))
     }
 
     /// The one that listens on a socket, if there is one.
@@ -130,64 +116,35 @@ impl Monitor {
         let stream = UnixStream::connect(socket).ok()?;
         // Those of a socket that is listened on are the listener's.
         let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
-        let monitor = Monitor::of(peer.pid, None).ok()?;
+        let monitor = Monitor(Process::of_pid(peer.pid).ok()?);
         // As long as it can be connected to, that number is still its.
         UnixStream::connect(socket).ok().map(|_| monitor)
     }
 
-    fn of(pid: Pid, child: Option<Child>) -> std::io::Result<Monitor> {
-        let handle = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        // SAFETY: an `OwnedFd` names the same descriptor and keeps it open as long as it lives, which is as
-        // long as the `AsyncFd` that owns it.
-        let handle = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) }?;
-        Ok(Monitor(Arc::new(Process {
-            pid,
-            handle,
-            child: Mutex::new(child),
-            status: Mutex::new(None),
-        })))
-    }
-
     /// Its process.
     pub fn pid(&self) -> i32 {
-        self.0.pid.as_raw_nonzero().get()
+        self.0.pid()
     }
 
     /// Waits for its end.
     pub async fn ended(&self) {
-        while !self.has_ended() {
-            // It stays readable from then on.
-            if self.0.handle.readable().await.is_err() {
-                return;
-            }
-        }
+        self.0.ended().await;
     }
 
     /// Whether it has ended.
     pub fn has_ended(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, poll};
-        let now = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let mut fds = [PollFd::new(&self.0.handle, PollFlags::IN)];
-        let ended = poll(&mut fds, Some(&now)).is_ok_and(|n| n > 0);
-        if ended && let Some(mut child) = self.0.child.lock().take() {
-            *self.0.status.lock() = child.wait().ok();
-        }
-        ended
+        self.0.has_ended()
     }
 
     /// Ends it, whatever it does.
     pub fn kill(&self) {
-        // It may be gone, which is as well.
-        let _ = pidfd_send_signal(self.0.handle.get_ref().as_fd(), Signal::KILL);
+        self.0.kill();
     }
 
     /// How it ended.
     pub fn end(&self, home: &Home) -> End {
         use std::os::unix::process::ExitStatusExt;
-        let Some(status) = *self.0.status.lock() else {
+        let Some(status) = self.0.status() else {
             return End {
                 well: false,
                 how: "it ended; how, only the agent that started it could know".to_owned(),
@@ -242,6 +199,13 @@ pub fn arguments(
     flag("serial", serial);
     flag("console", "off".to_owned());
     Ok(all)
+}
+
+/// Gives a VM that boots its shares.
+pub fn add_shares(arguments: &mut Vec<String>, shares: Vec<String>) {
+    for share in shares {
+        arguments.extend(["--fs".to_owned(), share]);
+    }
 }
 
 /// Gives a VM that boots its ports: devices, and words for its kernel.

@@ -248,7 +248,7 @@ fn workloads_use_a_service_in_the_network_that_they_share_with_who_serves() {
     let front = &plan.fronts[0];
     assert_eq!(front.near.len(), 2);
     for (set, backends) in &front.near {
-        let users: Vec<_> = plan.users[*set].iter().copied().collect();
+        let users: Vec<_> = plan.users[set].iter().copied().collect();
         let served: Vec<_> = backends.iter().map(|backend| backend.0).collect();
         assert_eq!(users, served);
     }

@@ -51,17 +51,14 @@ pub struct Judgement {
     pub names: HashMap<(String, String), Ipv4Addr>,
 }
 
-/// Workloads that may use services, and the number of their set, if it is in the plan.
-type Users = (BTreeSet<Ipv4Addr>, Option<usize>);
-
 /// All that is known, while it is judged.
 struct Judge<'a> {
     declared: &'a Declared,
     ground: &'a Ground,
     terms: &'a Terms,
     answers: &'a Answers,
-    /// Workloads' addresses by namespace and bridge, and the number of the set that they are in the plan.
-    networks: BTreeMap<(&'a str, &'a str), Users>,
+    /// Workloads' addresses by namespace and bridge.
+    networks: BTreeMap<(&'a str, &'a str), BTreeSet<Ipv4Addr>>,
     plan: Plan,
     words: Vec<Word>,
     wishes: HashMap<Asked, Wish>,
@@ -75,7 +72,7 @@ pub fn judge(declared: &Declared, ground: &Ground, terms: &Terms, answers: &Answ
         for address in &known.rest.addresses {
             if let Some((bridge, _)) = ground.bridge_of(*address) {
                 let key = (known.meta.namespace.as_str(), bridge);
-                let (all, _): &mut Users = networks.entry(key).or_default();
+                let all: &mut BTreeSet<_> = networks.entry(key).or_default();
                 all.insert(*address);
             }
         }

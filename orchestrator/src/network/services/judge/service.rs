@@ -204,7 +204,7 @@ impl<'a> Judge<'a> {
             let Some(address) = address else { continue };
             let near = near.iter().map(|(set, all)| {
                 let backends = all.iter().map(|address| (*address, target));
-                (*set, backends.collect())
+                (set.clone(), backends.collect())
             });
             self.plan.fronts.push(Front {
                 whose: whose.clone(),
@@ -230,7 +230,7 @@ impl<'a> Judge<'a> {
     }
 
     /// Those who can serve, network by network, with the set of those whom they may serve: the tenant's own.
-    fn near(&mut self, namespace: &'a str, fit: &[&Behind]) -> Vec<(usize, Vec<Ipv4Addr>)> {
+    fn near(&mut self, namespace: &'a str, fit: &[&Behind]) -> Vec<(String, Vec<Ipv4Addr>)> {
         let mut near: BTreeMap<&str, Vec<Ipv4Addr>> = BTreeMap::new();
         for one in fit {
             for address in &one.workload.rest.addresses {
@@ -241,12 +241,11 @@ impl<'a> Judge<'a> {
             }
         }
         let near = near.into_iter().filter_map(|(bridge, addresses)| {
-            let (users, number) = self.networks.get_mut(&(namespace, bridge))?;
-            let number = *number.get_or_insert_with(|| {
-                self.plan.users.push(users.clone());
-                self.plan.users.len() - 1
-            });
-            Some((number, addresses))
+            let users = self.networks.get(&(namespace, bridge))?;
+            let name = format!("{namespace}/{bridge}");
+            let sets = &mut self.plan.users;
+            sets.entry(name.clone()).or_insert_with(|| users.clone());
+            Some((name, addresses))
         });
         near.collect()
     }
