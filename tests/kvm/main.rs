@@ -21,6 +21,7 @@ mod health;
 mod histories;
 mod hostile;
 mod hosts;
+mod hotplug;
 mod images;
 mod importance;
 mod leftovers;
