@@ -20,6 +20,8 @@ pub enum Action {
     Reset(Slot),
     /// The function's BARs or its memory decoding changed: map them where they are now.
     ChangeLayout(Slot),
+    /// The guest gave functions back that it was asked for: they are to be taken away.
+    Eject,
     /// The guest powers the machine off (ACPI S5).
     PowerOff,
     /// The guest asks for a reset (i8042, ACPI reset register).

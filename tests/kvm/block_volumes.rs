@@ -138,7 +138,7 @@ fn a_volume_stays_when_its_vm_goes_and_one_vm_at_a_time_has_it() {
 }
 
 #[test]
-fn a_volume_grows_under_its_vm_and_never_shrinks_and_disks_change_at_the_next_start() {
+fn a_volume_grows_under_its_vm_and_never_shrinks_and_is_given_back_at_its_end() {
     let host = Host::start();
     apply(
         &host,
@@ -158,13 +158,11 @@ fn a_volume_grows_under_its_vm_and_never_shrinks_and_disks_change_at_the_next_st
         !refused.good && refused.errors.contains("cannot be made smaller"),
         "{refused:?}"
     );
-    // Disks come and go at the next start, and the volumes say so.
+    // This guest listens to nobody: what it has not given back, its end gives back.
     apply(&host, &vm("one", &["more"], "blk-info:0"));
-    host.until("volume", "more", SHORT, |s| {
-        conditions(s, "AttachesAtNextStart")
-    });
+    host.until("volume", "more", SHORT, |s| s["attachedTo"] == "one");
     host.until("volume", "data", SHORT, |s| {
-        conditions(s, "DetachesAtNextStart")
+        s["attachedTo"] == "one" && conditions(s, "Detaching")
     });
     host.monitors().into_iter().for_each(kill);
     host.until("volume", "more", SHORT, |s| s["attachedTo"] == "one");
@@ -174,6 +172,48 @@ fn a_volume_grows_under_its_vm_and_never_shrinks_and_disks_change_at_the_next_st
     for name in ["one", "two"] {
         host.must(&["delete", &format!("vm/{name}"), "--grace", "0"]);
     }
+    all_clean(&host);
+}
+
+#[test]
+fn volumes_come_to_a_vm_that_runs_and_go() {
+    let host = Host::start();
+    let two = volume("data", "size: 8Mi") + &volume("more", "size: 4Mi");
+    apply(&host, &(two + &vm("one", &[], "hotplug")));
+    says(&host, "one", "# hotplug: listening");
+    let runs_on = || {
+        let monitors = host.monitors();
+        assert_eq!(monitors.len(), 1);
+        monitors
+    };
+    let before = runs_on();
+    apply(&host, &vm("one", &["data", "more"], "hotplug"));
+    for name in ["data", "more"] {
+        host.until("volume", name, SHORT, |s| {
+            s["attachedTo"] == "one" && s["phase"] == "Attached" && !conditions(s, "NextStart")
+        });
+    }
+    says(&host, "one", &format!("bytes={}", 8 << 20));
+    says(&host, "one", &format!("bytes={}", 4 << 20));
+    // What it has is kept in snapshots, and grows.
+    apply(
+        &host,
+        &(snapshot("kept", "data") + &volume("more", "size: 6Mi")),
+    );
+    host.until("vs", "kept", SHORT, |s| s["phase"] == "Ready");
+    host.until("volume", "more", SHORT, |s| s["size"] == "6Mi");
+    apply(&host, &vm("one", &["more"], "hotplug"));
+    host.until("volume", "data", SHORT, |s| s["phase"] == "Available");
+    // Somebody else may have it at once.
+    apply(&host, &vm("two", &["data"], "blk-read-verify:0:1"));
+    says(&host, "two", "ok blk-read-verify");
+    // And who wants it gets it, when that one has gone.
+    apply(&host, &vm("one", &["more", "data"], "hotplug"));
+    host.until("volume", "data", SHORT, |s| conditions(s, "Wanted"));
+    host.must(&["delete", "vm/two", "--grace", "0"]);
+    host.until("volume", "data", SHORT, |s| s["attachedTo"] == "one");
+    assert_eq!(runs_on(), before, "it has run all the time");
+    host.must(&["delete", "vm/one", "--grace", "0"]);
     all_clean(&host);
 }
 

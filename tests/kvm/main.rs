@@ -22,6 +22,7 @@ mod histories;
 mod hostile;
 mod hosts;
 mod image_kernels;
+mod hotplug;
 mod images;
 mod importance;
 mod leftovers;

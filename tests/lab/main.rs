@@ -7,6 +7,7 @@ mod devices;
 mod disks;
 mod ends;
 mod hosts;
+mod hotplug;
 mod kernels;
 mod loaded;
 mod migration;

@@ -7,26 +7,24 @@ use std::time::Duration;
 
 use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
-use skerry_devices::irq::MsiSource;
 use skerry_devices::legacy::{
     AcpiEvents, AcpiRegisters, I8042, IoApic, IoApicPin, IoApicState, PvPanic, Rtc, RtcState,
     Serial, SerialState,
 };
 use skerry_devices::limit::{Limiter, Rate};
 use skerry_devices::memory::GuestRam;
-use skerry_devices::pci::{ConfigPorts, ECAM_BUS_SIZE, Ecam, PciRoot};
+use skerry_devices::pci::{ConfigPorts, ECAM_BUS_SIZE, Ecam, HOTPLUG_LEN, PciRoot};
 use skerry_devices::stream::{Input, Output, OutputGuard};
 use skerry_devices::virtio::VirtioDevice;
 use skerry_devices::virtio::blk::Blk;
 use skerry_devices::virtio::console::{Console, ConsoleIo};
 use skerry_devices::virtio::net::{Net, NetOffloads, Tap, VhostNet};
 use skerry_devices::virtio::rng::Rng;
-use skerry_devices::virtio::transport::{BAR_SIZE, VirtioPci};
 use skerry_devices::virtio::vhost_user::{VhostUser, VhostUserKind};
 use skerry_devices::virtio::vsock::Vsock;
 use skerry_devices::worker::WorkerHandle;
 use skerry_vmm_api::VmConfig;
-use skerry_vmm_api::config::ConsoleMode;
+use skerry_vmm_api::config::{ConsoleMode, DiskConfig};
 use skerry_vmm_api::workers::RateLimiterConfig;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -35,6 +33,7 @@ use crate::board::Board;
 use crate::disks::Disks;
 use crate::interrupts::{Interrupts, Vectors};
 use crate::machine::{MachineError, Terminals, system};
+use crate::slots::{Decoded, Places, Slots};
 use crate::snapshot::Kept;
 use crate::terminal::Terminal;
 use crate::validate::{mac_of, parse_mac};
@@ -43,14 +42,12 @@ use crate::workers::Workers;
 /// A board being filled.
 pub struct Assembly<'a> {
     board: Board,
-    pci: Arc<PciRoot>,
+    slots: Slots,
     ioapic: Arc<IoApic>,
-    vectors: Arc<dyn MsiSource>,
     events: Arc<AcpiEvents>,
     rtc: Arc<Rtc>,
     serial: Option<Arc<Serial>>,
     ram: GuestRam,
-    next_bar: u64,
     disks: Disks,
     kept: Option<&'a Kept>,
     /// Devices that were given what was kept of them.
@@ -99,21 +96,25 @@ impl Legacy {
 }
 
 impl<'a> Assembly<'a> {
-    /// An empty board with its interrupt controller. What is put on it is made what was kept of it.
-    pub fn new(vm: Arc<VmFd>, ram: GuestRam, kept: Option<&'a Kept>) -> Assembly<'a> {
+    /// An empty board with its interrupt controller. What is put on it is made what was kept of it, and goes
+    /// where it was `before`.
+    pub fn new(
+        vm: Arc<VmFd>,
+        ram: GuestRam,
+        kept: Option<&'a Kept>,
+        before: Places,
+    ) -> Assembly<'a> {
         let interrupts = Interrupts::new(vm.clone());
         let ioapic = Arc::new(IoApic::new(interrupts.clone()));
         let event_line = Arc::new(IoApicPin::new(ioapic.clone(), layout::ACPI_EVENTS_GSI));
         Assembly {
             board: Board::new(vm, ioapic.clone()),
-            pci: Arc::new(PciRoot::new()),
+            slots: Slots::new(Arc::new(Vectors(interrupts)), ram.clone(), before),
             ioapic,
-            vectors: Arc::new(Vectors(interrupts)),
             events: Arc::new(AcpiEvents::new(event_line)),
             rtc: Arc::default(),
             serial: None,
             ram,
-            next_bar: layout::PCI_WINDOW,
             disks: Disks::default(),
             kept,
             restored: 0,
@@ -123,7 +124,7 @@ impl<'a> Assembly<'a> {
     /// Puts on what every machine has.
     pub fn legacy(&self, config: &VmConfig) -> Result<(), MachineError> {
         if let Some(Kept { legacy, .. }) = self.kept {
-            self.pci.set_address(legacy.pci_address);
+            self.slots.pci.set_address(legacy.pci_address);
             self.rtc.restore(&legacy.rtc);
             self.events.restore(legacy.acpi_events);
         }
@@ -132,17 +133,18 @@ impl<'a> Assembly<'a> {
         memory.insert(
             layout::ECAM,
             ECAM_BUS_SIZE,
-            Arc::new(Ecam(self.pci.clone())),
+            Arc::new(Ecam(self.slots.pci.clone())),
         )?;
         ports.insert(
             layout::PCI_PORTS,
             8,
-            Arc::new(ConfigPorts(self.pci.clone())),
+            Arc::new(ConfigPorts(self.slots.pci.clone())),
         )?;
         ports.insert(layout::I8042, 5, Arc::new(I8042))?;
         ports.insert(layout::RTC, 2, self.rtc.clone())?;
         ports.insert(layout::ACPI_REGISTERS, 3, Arc::new(AcpiRegisters))?;
         ports.insert(layout::ACPI_EVENTS, 1, self.events.clone())?;
+        ports.insert(layout::PCI_HOTPLUG, HOTPLUG_LEN, self.slots.hotplug.clone())?;
         if config.pvpanic {
             ports.insert(layout::PVPANIC, 1, Arc::new(PvPanic))?;
         }
@@ -200,22 +202,8 @@ impl<'a> Assembly<'a> {
         workers: &Workers,
     ) -> Result<(), MachineError> {
         for disk in &config.disks {
-            let id = disk.id.as_deref().unwrap_or_default();
-            if let Some(socket) = disk.vhost_socket.as_deref().filter(|_| disk.vhost_user) {
-                let (queues, size) = (disk.num_queues, disk.queue_size);
-                let device = VhostUser::connect(socket, VhostUserKind::Blk, queues, size)?;
-                let worker = workers.named(disk.worker.as_deref())?;
-                self.add(id, Box::new(device), worker)?;
-                continue;
-            }
-            let serial = disk.serial.as_deref().unwrap_or(id);
-            let volume = self.disks.open(disk)?;
-            let blk = Blk::new(volume, serial, disk.num_queues, disk.queue_size);
-            self.add(
-                id,
-                Box::new(blk.limited(limiter(disk.rate_limiter_config.as_ref()))),
-                workers.named(disk.worker.as_deref())?,
-            )?;
+            let (device, worker) = disk_device(disk, &mut self.disks, workers)?;
+            self.add(disk.id.as_deref().unwrap_or_default(), device, worker)?;
         }
         for net in &config.net {
             if let Some(socket) = net.vhost_socket.as_deref().filter(|_| net.vhost_user) {
@@ -288,7 +276,7 @@ impl<'a> Assembly<'a> {
     }
 
     /// The board, when everything is on it, and what else belongs to it.
-    pub fn finish(self) -> Result<(Board, Disks, Legacy), MachineError> {
+    pub fn finish(self) -> Result<(Board, Disks, Slots, Legacy), MachineError> {
         if let Some(kept) = self.kept {
             if self.restored != kept.devices.len() {
                 let known = self.board.functions();
@@ -296,17 +284,20 @@ impl<'a> Assembly<'a> {
                 let name = kept.devices.keys().find(unknown).cloned();
                 return Err(MachineError::Devices(name.unwrap_or_default()));
             }
+            if let Some(slots) = &kept.slots {
+                self.slots.hotplug.restore(&slots.hotplug);
+            }
             // Last, since it lets interrupts through.
             self.ioapic.restore(&kept.legacy.ioapic);
         }
         let legacy = Legacy {
             ioapic: self.ioapic,
-            pci: self.pci,
+            pci: self.slots.pci.clone(),
             rtc: self.rtc,
             serial: self.serial,
             events: self.events,
         };
-        Ok((self.board, self.disks, legacy))
+        Ok((self.board, self.disks, self.slots, legacy))
     }
 
     fn add(
@@ -315,17 +306,11 @@ impl<'a> Assembly<'a> {
         device: Box<dyn VirtioDevice>,
         worker: WorkerHandle,
     ) -> Result<(), MachineError> {
-        let slot = self.pci.free_slot()?;
-        let function = VirtioPci::new(
-            name,
-            slot,
-            device,
-            self.next_bar,
-            self.ram.clone(),
-            self.vectors.clone(),
-            worker,
-        );
-        let function = Arc::new(function.map_err(system("make a device's doorbells"))?);
+        let at_once = Decoded::AtOnce;
+        let made = self
+            .slots
+            .function(&self.board, name, device, worker, at_once);
+        let (slot, function) = made?;
         if let Some(kept) = self.kept {
             let state = kept.devices.get(name);
             let state = state.ok_or_else(|| MachineError::Devices(name.to_owned()))?;
@@ -333,11 +318,28 @@ impl<'a> Assembly<'a> {
             function.restore_held(kept.held.get(name).map(Vec::as_slice))?;
             self.restored += 1;
         }
-        self.next_bar += BAR_SIZE;
-        self.pci.insert(slot, function.clone());
-        self.board.add(slot, function);
+        self.slots.put(&self.board, slot, Arc::new(function));
         Ok(())
     }
+}
+
+/// Opens a disk and makes its device; with it the worker that is to serve it.
+pub fn disk_device(
+    disk: &DiskConfig,
+    disks: &mut Disks,
+    workers: &Workers,
+) -> Result<(Box<dyn VirtioDevice>, WorkerHandle), MachineError> {
+    let worker = workers.named(disk.worker.as_deref())?;
+    let (queues, size) = (disk.num_queues, disk.queue_size);
+    if let Some(socket) = disk.vhost_socket.as_deref().filter(|_| disk.vhost_user) {
+        let device = VhostUser::connect(socket, VhostUserKind::Blk, queues, size)?;
+        return Ok((Box::new(device), worker));
+    }
+    let id = disk.id.as_deref().unwrap_or_default();
+    let serial = disk.serial.as_deref().unwrap_or(id);
+    let blk = Blk::new(disks.open(disk)?, serial, queues, size);
+    let blk = blk.limited(limiter(disk.rate_limiter_config.as_ref()));
+    Ok((Box::new(blk), worker))
 }
 
 fn limiter(config: Option<&RateLimiterConfig>) -> Option<Arc<Limiter>> {

@@ -46,6 +46,15 @@ impl Board {
         self.change_layout(slot);
     }
 
+    /// Takes away the function in `slot`, and what it is mapped by.
+    pub fn remove(&self, slot: Slot) -> Option<Arc<VirtioPci>> {
+        let mapped = self.functions.lock().remove(&slot)?;
+        if let Some(bar) = mapped.at {
+            self.unmap(&mapped.function, bar);
+        }
+        Some(mapped.function)
+    }
+
     /// The function in `slot`.
     pub fn function(&self, slot: Slot) -> Option<Arc<VirtioPci>> {
         self.functions.lock().get(&slot).map(|m| m.function.clone())
@@ -76,8 +85,7 @@ impl Board {
             return;
         }
         if let Some(old) = mapped.at.take() {
-            self.memory_bus.remove(old.address);
-            self.doorbells(&mapped.function, old.address, false);
+            self.unmap(&mapped.function, old);
         }
         let Some(bar) = wanted else { return };
         match self
@@ -91,6 +99,11 @@ impl Board {
             // A guest that sizes a BAR without switching decoding off comes through here.
             Err(e) => log::debug!("{}: {e}", mapped.function.name()),
         }
+    }
+
+    fn unmap(&self, function: &VirtioPci, bar: Bar) {
+        self.memory_bus.remove(bar.address);
+        self.doorbells(function, bar.address, false);
     }
 
     fn doorbells(&self, function: &VirtioPci, base: u64, on: bool) {

@@ -25,6 +25,8 @@ struct Routes {
     pins: Vec<(u64, u32)>,
     /// Messages of vectors, by their GSI from [`PINS`] on.
     vectors: Vec<Option<(u64, u32)>>,
+    /// Vectors whose functions are gone.
+    free: Vec<usize>,
 }
 
 impl Interrupts {
@@ -74,17 +76,20 @@ impl MsiSource for Vectors {
     fn vector(&self) -> io::Result<Arc<dyn MsiVector>> {
         let index = {
             let mut routes = self.0.routes.lock();
-            routes.vectors.push(None);
-            routes.vectors.len() - 1
+            routes.free.pop().unwrap_or_else(|| {
+                routes.vectors.push(None);
+                routes.vectors.len() - 1
+            })
         };
-        let event = EventFd::new(EFD_NONBLOCK)?;
-        let gsi = (PINS + index) as u32;
-        self.0.vm.register_irqfd(&event, gsi)?;
-        Ok(Arc::new(Vector {
+        // From here on its number is given back whatever happens.
+        let vector = Vector {
             interrupts: self.0.clone(),
-            event,
+            event: EventFd::new(EFD_NONBLOCK)?,
             index,
-        }))
+        };
+        let gsi = (PINS + index) as u32;
+        self.0.vm.register_irqfd(&vector.event, gsi)?;
+        Ok(Arc::new(vector))
     }
 }
 
@@ -108,6 +113,18 @@ impl MsiVector for Vector {
             None => {}
         }
         self.interrupts.install(&routes)
+    }
+}
+
+impl Drop for Vector {
+    fn drop(&mut self) {
+        // KVM lets go of the eventfd when it is closed, and the route is replaced with the next one. Whichever
+        // thread this is, it makes no call for that.
+        let mut routes = self.interrupts.routes.lock();
+        if let Some(route) = routes.vectors.get_mut(self.index) {
+            *route = None;
+            routes.free.push(self.index);
+        }
     }
 }
 

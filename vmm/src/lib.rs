@@ -22,6 +22,7 @@ pub mod probe;
 pub mod sandbox;
 pub mod shell;
 pub mod signals;
+mod slots;
 mod snapshot;
 mod start;
 mod terminal;

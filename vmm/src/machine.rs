@@ -4,6 +4,8 @@
 //! [`pause`](Machine::pause) and [`resume`](Machine::resume), then drop: CPUs stop first, then
 //! queues, then streams, then workers.
 
+mod coming;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -33,6 +35,7 @@ use crate::kernel::KernelError;
 use crate::memory::{
     FaultServer, MemoryError, Prefault, Ram, RestoreError as MemoryRestoreError, TrackError,
 };
+use crate::slots::Slots;
 use crate::snapshot::Tracking;
 use crate::terminal::Terminal;
 use crate::vcpu::Vcpu;
@@ -143,6 +146,7 @@ pub struct Machine {
     pub(crate) queues: Queues,
     /// Its images are closed when no queue runs any more, and before the worker ends.
     pub(crate) disks: Disks,
+    pub(crate) slots: Slots,
     pub(crate) legacy: Legacy,
     pub(crate) _input: Option<Input>,
     pub(crate) _output: Option<OutputGuard>,
@@ -343,6 +347,8 @@ impl Machine {
                 }
             }
             Action::ChangeLayout(slot) => self.board().change_layout(slot),
+            // The monitor asks for what was given back when nothing else is under way.
+            Action::Eject => {}
             Action::None | Action::PowerOff | Action::Reboot | Action::GuestPanic => {}
         }
     }
@@ -386,18 +392,22 @@ impl Machine {
     pub fn device_tree(&self) -> BTreeMap<String, DeviceNode> {
         let node = |(slot, function): (Slot, Arc<VirtioPci>)| {
             let id = function.name().to_owned();
-            let bdf = format!("0000:00:{:02x}.0", slot.0);
             (
                 id.clone(),
                 DeviceNode {
                     id,
-                    pci_bdf: Some(bdf),
+                    pci_bdf: Some(bdf(slot)),
                     children: Vec::new(),
                 },
             )
         };
         self.board().functions().into_iter().map(node).collect()
     }
+}
+
+/// A slot's address as PCI writes it.
+fn bdf(slot: Slot) -> String {
+    format!("0000:00:{:02x}.0", slot.0)
 }
 
 /// Lets the calling thread, which is `what`, run on these CPUs of the host only.

@@ -2,6 +2,7 @@
 //! signals.
 
 mod arriving;
+mod devices;
 mod moving;
 
 use std::collections::VecDeque;
@@ -29,6 +30,7 @@ use crate::machine::{Machine, MachineError, Terminals};
 use crate::migration::MigrationError;
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::shell::{Offer, Shell, Size};
+use crate::slots::Places;
 use crate::snapshot::{Ending, Origin, SnapshotRequestError};
 use crate::start::Surroundings;
 use crate::terminal::{Terminal, TerminalError};
@@ -95,6 +97,12 @@ pub enum RequestError {
     Duplicate(String),
     #[error("the VM has no device called `{0}`: see vm.info for the names")]
     NoDevice(String),
+    #[error(
+        "`{0}` stays as long as the VM runs, only disks are given back: call vm.shutdown first"
+    )]
+    Stays(String),
+    #[error("disk `{id}` cannot be added")]
+    Add { id: String, source: MachineError },
     #[error("the VM cannot boot")]
     Boot(#[from] BootError),
     #[error(transparent)]
@@ -199,6 +207,8 @@ struct Vm {
     busy: Option<Busy>,
     /// The snapshot that its machine was made of.
     made_of: Option<Origin>,
+    /// Which slot each device was in when its machine ended.
+    places: Places,
 }
 
 /// A CPU's way to the monitor.
@@ -314,6 +324,7 @@ impl Monitor {
                 self.end();
                 return outcome;
             }
+            self.finish_removals();
         }
     }
 
@@ -379,19 +390,13 @@ impl Monitor {
                 self.reboot()?;
             }
             Request::PowerButton => self.running("press the power button")?.power_button(),
-            Request::AddDisk(disk) => self.change("add a disk", |config| {
-                validate::disk(&disk)?;
-                config.disks.push(*disk);
-                Ok(())
-            })?,
+            Request::AddDisk(disk) => return self.add_disk(*disk),
             Request::AddNet(net) => self.change("add a network device", |config| {
                 validate::net(&net)?;
                 config.net.push(*net);
                 Ok(())
             })?,
-            Request::RemoveDevice(id) => {
-                self.change("remove a device", |config| remove_device(config, &id))?
-            }
+            Request::RemoveDevice(id) => self.remove_device(&id)?,
             Request::Worker(request) => {
                 let machine = self.machine_mut("tell of its workers")?;
                 return Ok(machine.worker_request(request)?);
@@ -456,31 +461,8 @@ impl Monitor {
             owns_process: false,
             busy: None,
             made_of: None,
+            places: Places::new(),
         });
-        Ok(())
-    }
-
-    fn change(
-        &mut self,
-        verb: &'static str,
-        change: impl FnOnce(&mut VmConfig) -> Result<(), RequestError>,
-    ) -> Result<(), RequestError> {
-        let vm = self.vm()?;
-        if vm.machine.is_some() {
-            let is = state_name(vm.state);
-            return Err(RequestError::State {
-                is,
-                verb,
-                remedy: "devices are added and removed before vm.boot or after vm.shutdown",
-            });
-        }
-        let mut config = vm.config.clone();
-        change(&mut config)?;
-        validate::check(&mut config).map_err(|e| match e {
-            ConfigError::DuplicateId(id) => RequestError::Duplicate(id),
-            e => e.into(),
-        })?;
-        vm.config = config;
         Ok(())
     }
 
@@ -509,7 +491,7 @@ impl Monitor {
         };
         let shell = shell_for(&mut self.prepared, &self.kvm, &offer, &vm.config);
         let booted = shell
-            .and_then(|shell| Machine::boot(shell, &vm.config, &around))
+            .and_then(|shell| Machine::boot(shell, &vm.config, &vm.places, &around))
             .map_err(BootError::Machine);
         match booted {
             Ok(machine) => {
@@ -554,6 +536,7 @@ impl Monitor {
     fn stop(&mut self) {
         self.end_moves();
         self.note_layers();
+        self.keep_places();
         if let Some(vm) = &mut self.vm {
             vm.machine = None;
             vm.made_of = None;
@@ -700,21 +683,6 @@ fn open_terminals(config: &VmConfig, sandbox: Sandbox) -> Result<Terminals, Term
         serial: Terminal::open("serial port", &config.serial, sandbox)?,
         console: Terminal::open("console", &config.console, sandbox)?,
     })
-}
-
-fn remove_device(config: &mut VmConfig, id: &str) -> Result<(), RequestError> {
-    let count =
-        |c: &VmConfig| c.disks.len() + c.net.len() + c.fs.len() + usize::from(c.vsock.is_some());
-    let before = count(config);
-    config.disks.retain(|d| d.id.as_deref() != Some(id));
-    config.net.retain(|n| n.id.as_deref() != Some(id));
-    config.fs.retain(|f| f.id.as_deref() != Some(id));
-    config.vsock.take_if(|v| v.id.as_deref() == Some(id));
-    if before == count(config) {
-        Err(RequestError::NoDevice(id.to_owned()))
-    } else {
-        Ok(())
-    }
 }
 
 fn state_name(state: VmState) -> &'static str {

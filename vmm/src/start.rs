@@ -15,6 +15,7 @@ use crate::machine::{Machine, MachineError, MachineShape, Queues, Terminals, pin
 use crate::memory::{self, Ram, Restored};
 use crate::sandbox::{Sandbox, ThreadKind};
 use crate::shell::Shell;
+use crate::slots::Places;
 use crate::snapshot::Kept;
 use crate::vcpu::{CpuEvents, Vcpu};
 use crate::workers::Workers;
@@ -37,11 +38,21 @@ enum Cpus<'a> {
     Restore(&'a [CpuState]),
 }
 
+/// What a machine's devices were before.
+enum Origin<'a> {
+    /// They are new, and go where they were.
+    Booted(&'a Places),
+    /// They go on.
+    Kept(&'a Kept),
+}
+
 impl Machine {
-    /// Builds and starts the machine of a checked configuration in `shell`, which is of its size.
+    /// Builds and starts the machine of a checked configuration in `shell`, which is of its size. Devices that
+    /// were there `before` go into the slots where they were.
     pub fn boot(
         shell: Shell,
         config: &VmConfig,
+        before: &Places,
         around: &Surroundings<'_>,
     ) -> Result<Machine, MachineError> {
         // What may be refused comes before what takes time.
@@ -82,7 +93,7 @@ impl Machine {
             workers,
             ram,
             Cpus::Boot(boot, shape),
-            None,
+            Origin::Booted(before),
         )?;
         // Threads prepare themselves side by side, and each CPU runs as soon as it is ready.
         machine.cpus.iter().for_each(Vcpu::resume);
@@ -102,7 +113,15 @@ impl Machine {
         let workers = Workers::start(config, around.sandbox)?;
         let start = Cpus::Restore(&kept.cpus);
         let Restored { ram, faults } = memory;
-        let mut machine = build(shell, config, around, workers, ram, start, Some(kept))?;
+        let mut machine = build(
+            shell,
+            config,
+            around,
+            workers,
+            ram,
+            start,
+            Origin::Kept(kept),
+        )?;
         machine.faults = faults;
         machine.wait_prepared()?;
         machine.cpus.iter().for_each(Vcpu::wait_paused);
@@ -134,13 +153,18 @@ fn build(
     workers: Workers,
     ram: Ram,
     start: Cpus<'_>,
-    kept: Option<&Kept>,
+    origin: Origin<'_>,
 ) -> Result<Machine, MachineError> {
-    let mut assembly = Assembly::new(shell.vm.clone(), ram.guest().clone(), kept);
+    let (kept, before) = match origin {
+        Origin::Booted(before) => (None, Some(before)),
+        Origin::Kept(kept) => (Some(kept), kept.slots.as_ref().map(|slots| &slots.places)),
+    };
+    let before = before.cloned().unwrap_or_default();
+    let mut assembly = Assembly::new(shell.vm.clone(), ram.guest().clone(), kept, before);
     assembly.legacy(config)?;
     let (input, output) = assembly.serial(config, &around.terminals.serial, &workers.default())?;
     assembly.devices(config, around.terminals, &workers)?;
-    let (board, disks, legacy) = assembly.finish()?;
+    let (board, disks, slots, legacy) = assembly.finish()?;
     let queues = Queues(Arc::new(board));
     let (mut cpus, mut told) = (Vec::new(), Vec::new());
     let mut counters = None;
@@ -187,6 +211,7 @@ fn build(
         told,
         queues,
         disks,
+        slots,
         legacy,
         _input: input,
         _output: output,

@@ -413,7 +413,7 @@ impl Cpu {
             Action::None => {}
             // The guest's next instruction may use the new layout.
             Action::ChangeLayout(slot) => self.board.change_layout(slot),
-            Action::Activate(_) | Action::Reset(_) => self.events.action(action),
+            Action::Activate(_) | Action::Reset(_) | Action::Eject => self.events.action(action),
             Action::PowerOff | Action::Reboot | Action::GuestPanic => {
                 self.ended = true;
                 self.events.action(action);

@@ -35,7 +35,7 @@ pub struct Machine {
     vectors: Vectors,
     acpi: Option<Acpi>,
     apic: Option<Apic>,
-    bus: Option<Bus>,
+    pub bus: Option<Bus>,
 }
 
 impl Machine {

@@ -206,7 +206,8 @@ impl Bus {
 }
 
 impl Function {
-    fn read(space: Space, address: Address) -> Option<Self> {
+    /// The function at an address, if there is one.
+    pub fn read(space: Space, address: Address) -> Option<Self> {
         let id = space.read32(address, 0);
         if id == 0 || id & 0xffff == 0xffff {
             return None;
@@ -264,6 +265,19 @@ impl Function {
         };
         let address = u64::from(high) << 32 | u64::from(low & !0xf);
         (address != 0).then_some(address)
+    }
+
+    /// Puts a memory BAR elsewhere, with decoding off meanwhile.
+    pub fn move_bar(self, index: u8, address: u64) {
+        let register = BAR0 + 4 * u16::from(index);
+        let command = self.read16(COMMAND);
+        self.write16(COMMAND, command & !COMMAND_MEMORY);
+        self.space.write32(self.address, register, address as u32);
+        if self.read32(register) >> 1 & 3 == 2 {
+            let high = (address >> 32) as u32;
+            self.space.write32(self.address, register + 4, high);
+        }
+        self.write16(COMMAND, command);
     }
 
     /// A memory BAR and its size, found out with decoding off as the specification asks.

@@ -42,6 +42,9 @@ impl AcpiEvents {
     /// Bit 1: the machine is another one than it was (VMGenID, vmclock).
     pub const IDENTITY: u8 = 2;
 
+    /// Bit 2: functions have come, or are asked back.
+    pub const PCI: u8 = 4;
+
     /// Events are announced on `line`.
     pub fn new(line: Arc<dyn IrqLine>) -> AcpiEvents {
         AcpiEvents {
@@ -68,6 +71,11 @@ impl AcpiEvents {
     /// Says that the machine is another one now.
     pub fn identity_changed(&self) {
         self.announce(Self::IDENTITY);
+    }
+
+    /// Says that there is something to be read of the PCI bus.
+    pub fn pci_changed(&self) {
+        self.announce(Self::PCI);
     }
 
     fn announce(&self, event: u8) {

@@ -85,6 +85,11 @@ impl ConfigSpace {
         self.bytes[COMMAND] |= COMMAND_MEMORY | COMMAND_BUS_MASTER;
     }
 
+    /// Leaves it to the guest when the BAR is decoded, and where.
+    pub fn switch_off(&mut self) {
+        self.bytes[COMMAND] &= !(COMMAND_MEMORY | COMMAND_BUS_MASTER);
+    }
+
     /// All of it, to be kept.
     pub fn save(&self) -> Vec<u8> {
         self.bytes.to_vec()
@@ -106,7 +111,13 @@ impl ConfigSpace {
 
     /// The BAR, if it is decoded.
     pub fn bar(&self) -> Option<Bar> {
-        if self.bar_size == 0 || self.bytes[COMMAND] & COMMAND_MEMORY == 0 {
+        let decoded = self.bytes[COMMAND] & COMMAND_MEMORY != 0;
+        self.bar_address().filter(|_| decoded)
+    }
+
+    /// The BAR, decoded or not.
+    pub fn bar_address(&self) -> Option<Bar> {
+        if self.bar_size == 0 {
             return None;
         }
         let mut raw = [0; 8];

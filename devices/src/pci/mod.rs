@@ -1,6 +1,7 @@
 //! PCI: one root bus with its functions, reached through ECAM and through ports 0xcf8/0xcfc.
 
 mod config;
+mod hotplug;
 mod msix;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use thiserror::Error;
 
 use crate::bus::{Action, BusDevice, Slot};
 pub use config::{Bar, ConfigSpace, Identity};
+pub use hotplug::{HOTPLUG_LEN, Hotplug, HotplugState};
 pub use msix::{MSIX_ENTRY, Msix, MsixState, MsixVector};
 
 /// Devices on bus 0, the host bridge among them.
@@ -37,6 +39,9 @@ pub enum PciError {
     /// All slots are taken.
     #[error("no PCI slot is free: one machine holds {} devices", SLOTS - 1)]
     Full,
+    /// A function was in a slot where another one is now, or that does not exist.
+    #[error("PCI slot {0} is taken, or there is none of that number")]
+    Taken(u8),
 }
 
 type Slots = [Option<Arc<dyn PciFunction>>; SLOTS];
@@ -72,14 +77,16 @@ impl PciRoot {
         }
     }
 
-    /// The first free slot.
-    pub fn free_slot(&self) -> Result<Slot, PciError> {
-        let slots = self.slots.load();
-        let free = slots
-            .iter()
-            .position(Option::is_none)
-            .ok_or(PciError::Full)?;
-        Ok(Slot(free as u8))
+    /// The first free slot that is not `reserved`.
+    pub fn free_slot(&self, reserved: impl Fn(Slot) -> bool) -> Result<Slot, PciError> {
+        let mut slots = (0..SLOTS as u8).map(Slot);
+        let free = slots.find(|slot| self.is_free(*slot) && !reserved(*slot));
+        free.ok_or(PciError::Full)
+    }
+
+    /// Whether there is such a slot, and nothing in it.
+    pub fn is_free(&self, slot: Slot) -> bool {
+        matches!(self.slots.load().get(usize::from(slot.0)), Some(None))
     }
 
     /// Puts a function into a slot.
@@ -88,6 +95,17 @@ impl PciRoot {
             let mut slots = Slots::clone(slots);
             if let Some(place) = slots.get_mut(usize::from(slot.0)) {
                 *place = Some(function.clone());
+            }
+            slots
+        });
+    }
+
+    /// Takes the function in a slot off the bus.
+    pub fn remove(&self, slot: Slot) {
+        self.slots.rcu(|slots| {
+            let mut slots = Slots::clone(slots);
+            if let Some(place) = slots.get_mut(usize::from(slot.0)) {
+                *place = None;
             }
             slots
         });

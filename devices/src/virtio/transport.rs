@@ -238,6 +238,17 @@ impl VirtioPci {
         }
     }
 
+    /// The same as one that comes while the guest runs: its BAR is decoded when the guest says so.
+    pub fn switched_off(self) -> VirtioPci {
+        self.config.lock().space.switch_off();
+        self
+    }
+
+    /// Where the BAR is, decoded or not.
+    pub fn bar_address(&self) -> Option<Bar> {
+        self.config.lock().space.bar_address()
+    }
+
     /// Where the BAR is, if it is decoded.
     pub fn bar(&self) -> Option<Bar> {
         self.config.lock().space.bar()

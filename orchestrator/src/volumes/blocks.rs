@@ -18,7 +18,7 @@ use crate::api::{ApiError, Objects, Part, rest};
 use crate::model::{MicroVmSpec, Object, Volume, VolumePhase, VolumeSpec, kind_of};
 
 /// How long a monitor may take to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The layers of a VM's disks that are volumes, by the disks' names; the top first.
 pub type Chains = BTreeMap<String, Vec<LayerSpec>>;
@@ -128,8 +128,15 @@ impl Blocks {
         Ok(chains)
     }
 
+    /// The monitor of a VM that runs.
+    pub(super) fn client(&self, turn: &Turn<'_>, vm: &str) -> Result<Client, VolumeError> {
+        let wait = || VolumeError::Waits("its VM is starting, or ending".to_owned());
+        let socket = (self.monitor)(vm).filter(|_| self.may_run(turn, vm));
+        Ok(Client::new(&socket.ok_or_else(wait)?))
+    }
+
     /// A volume that a VM can have.
-    async fn free(&self, vm: &Object, name: &str) -> Result<Object, VolumeError> {
+    pub(super) async fn free(&self, vm: &Object, name: &str) -> Result<Object, VolumeError> {
         let wait = |what: String| Err(VolumeError::Waits(what));
         let found = self
             .objects
@@ -164,7 +171,7 @@ impl Blocks {
     }
 
     /// Says that a VM has a volume.
-    async fn give(&self, volume: &Object, vm: &Object) -> Result<(), ApiError> {
+    pub(super) async fn give(&self, volume: &Object, vm: &Object) -> Result<(), ApiError> {
         self.attach(volume, &vm.meta.name, &vm.meta.uid).await
     }
 

@@ -14,7 +14,7 @@ use super::error::VolumeError;
 use super::folder::Folder;
 use crate::api::{ApiError, Part, rest};
 use crate::model::{
-    AGENT, Condition, MicroVM, Object, Phase, Quantity, SnapshotPhase, Timestamp, Volume,
+    AGENT, Condition, Disk, MicroVM, Object, Phase, Quantity, SnapshotPhase, Timestamp, Volume,
     VolumePhase, VolumeSnapshot, VolumeSnapshotStatus, VolumeStatus, kind_of,
 };
 
@@ -41,13 +41,25 @@ enum Next {
 
 /// What a VM does with volumes.
 struct Holder {
+    object: Object,
     name: String,
-    namespace: String,
     /// It is to run, or runs.
     stays: bool,
     runs: bool,
-    names: HashSet<String>,
+    /// Its disks that are volumes.
+    disks: Vec<Disk>,
 }
+
+impl Holder {
+    /// Its disk that is the volume of a name, if it wants it.
+    fn wants(&self, name: &str) -> Option<&Disk> {
+        let is_it = |disk: &&Disk| disk.volume.as_deref() == Some(name);
+        self.disks.iter().find(is_it)
+    }
+}
+
+/// What is told of who has a volume, beside who it is: whether somebody has it, a reason and a message.
+type Told = (bool, &'static str, String);
 
 impl Keeper {
     /// That of some volumes.
@@ -121,13 +133,13 @@ impl Keeper {
                 continue;
             };
             let phase = spec.status.map(|status| status.phase).unwrap_or_default();
-            let names = spec.spec.disks.into_iter().filter_map(|disk| disk.volume);
+            let disks = spec.spec.disks.into_iter();
             let holder = Holder {
+                object: vm.clone(),
                 name: vm.meta.name.clone(),
-                namespace: vm.meta.namespace.clone(),
                 stays: matches!(phase, Phase::Running | Phase::Starting | Phase::Failing),
                 runs: phase == Phase::Running,
-                names: names.collect(),
+                disks: disks.filter(|disk| disk.volume.is_some()).collect(),
             };
             holders.insert(vm.meta.uid.clone(), holder);
         }
@@ -172,11 +184,11 @@ impl Keeper {
         let volume: Volume = rest(object)?;
         let mut status = volume.status.unwrap_or_default();
         let uid = status.attached_uid.clone();
-        let name = &object.meta.name;
         if !uid.is_empty() && self.is_free(object, &uid, holders.get(&uid)).await? {
             status.attached_to.clear();
             status.attached_uid.clear();
         }
+        let mut told = self.take_back(object, &mut status, holders).await?;
         let held = !status.attached_uid.is_empty();
         let generation = object.meta.generation;
         if object.meta.deletion_timestamp.is_some() {
@@ -186,8 +198,9 @@ impl Keeper {
                     status.attached_to
                 );
                 set(&mut status.conditions, false, "InUse", &what, generation);
+                tell(&mut status, told, generation);
                 self.say_volume(object, status).await?;
-                return Ok(Next::Wait);
+                return Ok(Next::Again);
             }
             self.remove(self.blocks.volume(&object.meta.uid)).await?;
             self.blocks.objects().finalized(object, AGENT).await?;
@@ -211,7 +224,10 @@ impl Keeper {
             return Ok(Next::Again);
         }
         self.blocks.host().clone_into(&mut status.host);
-        status.phase = match held {
+        if told.is_none() {
+            told = self.hand_out(object, &mut status, holders).await?;
+        }
+        status.phase = match !status.attached_uid.is_empty() {
             true => VolumePhase::Attached,
             false => VolumePhase::Available,
         };
@@ -219,7 +235,7 @@ impl Keeper {
         let wanted = volume.spec.size.map(Quantity::whole);
         let holder = status.attached_uid.clone();
         let resized = self.blocks.resize(&object.meta.uid, &holder, wanted).await;
-        let next = match resized {
+        let mut next = match resized {
             Ok(size) => {
                 status.size = Some(Quantity::of(size));
                 status.conditions.retain(|one| one.kind != "Resized");
@@ -232,14 +248,10 @@ impl Keeper {
             }
         };
         status.used = Some(self.used(folder).await?);
-        let told = attachment(name, &object.meta.namespace, &status, holders);
-        match told {
-            None => status.conditions.retain(|one| one.kind != "Attached"),
-            Some((attached, reason, message)) => {
-                let all = &mut status.conditions;
-                Condition::set(all, "Attached", attached, reason, &message, generation);
-            }
+        if told.is_some() {
+            next = Next::Again;
         }
+        tell(&mut status, told, generation);
         self.say_volume(object, status).await?;
         Ok(next)
     }
@@ -251,13 +263,98 @@ impl Keeper {
         uid: &str,
         holder: Option<&Holder>,
     ) -> Result<bool, VolumeError> {
-        let needs = holder.is_some_and(|vm| vm.stays && vm.names.contains(&object.meta.name));
+        let needs = holder.is_some_and(|vm| vm.stays && vm.wants(&object.meta.name).is_some());
         let turn = self.blocks.turn().await;
         if needs || self.blocks.may_run(&turn, uid) {
             return Ok(false);
         }
         self.blocks.release(object).await?;
         Ok(true)
+    }
+
+    /// Takes a volume from whoever has it and does not want it any more. A guest that runs is asked for it.
+    async fn take_back(
+        &self,
+        object: &Object,
+        status: &mut VolumeStatus,
+        holders: &HashMap<String, Holder>,
+    ) -> Result<Option<Told>, VolumeError> {
+        let name = &object.meta.name;
+        let holder = holders.get(&status.attached_uid);
+        let Some(holder) = holder.filter(|vm| vm.wants(name).is_none()) else {
+            return Ok(None);
+        };
+        let at_next_start = |why: &str| {
+            let what = format!(
+                "microvm `{}` does not want it any more, and gives it back at its next start or end: {why}",
+                holder.name
+            );
+            Ok(Some((true, "DetachesAtNextStart", what)))
+        };
+        if !holder.runs {
+            return at_next_start("it does not run now");
+        }
+        // Once is enough: the monitor keeps in mind what it was asked for.
+        let ask = !status
+            .conditions
+            .iter()
+            .any(|one| one.reason == "Detaching");
+        match self.blocks.unplug(&status.attached_uid, object, ask).await {
+            Ok(true) => {
+                status.attached_to.clear();
+                status.attached_uid.clear();
+                Ok(None)
+            }
+            Ok(false) => {
+                let what = format!(
+                    "microvm `{}` does not want it any more, and its guest is asked for it: it has it until it has \
+                     given it back, or its end",
+                    holder.name
+                );
+                Ok(Some((true, "Detaching", what)))
+            }
+            Err(e @ VolumeError::Api(_)) => Err(e),
+            Err(e) => at_next_start(&chain(&e)),
+        }
+    }
+
+    /// Gives a volume that nobody has to a VM that runs and wants it.
+    async fn hand_out(
+        &self,
+        object: &Object,
+        status: &mut VolumeStatus,
+        holders: &HashMap<String, Holder>,
+    ) -> Result<Option<Told>, VolumeError> {
+        let name = &object.meta.name;
+        let mut waiting = holders.iter().filter_map(|(uid, vm)| {
+            let is_other = *uid != status.attached_uid && vm.runs;
+            let is_here = vm.object.meta.namespace == object.meta.namespace;
+            let disk = vm.wants(name).filter(|_| is_other && is_here)?;
+            Some((uid, vm, disk))
+        });
+        let Some((uid, vm, disk)) = waiting.next() else {
+            return Ok(None);
+        };
+        let without = format!("microvm `{}` runs without it", vm.name);
+        if !status.attached_uid.is_empty() {
+            let what = format!(
+                "{without}, and gets it when microvm `{}` has given it back",
+                status.attached_to
+            );
+            return Ok(Some((true, "Wanted", what)));
+        }
+        match self.blocks.plug(&vm.object, disk, name).await {
+            Ok(()) => {
+                status.attached_to.clone_from(&vm.name);
+                status.attached_uid.clone_from(uid);
+                Ok(None)
+            }
+            Err(e @ VolumeError::Api(_)) => Err(e),
+            Err(e) => {
+                let what = format!("{without}, and gets it at its next start: {}", chain(&e));
+                Ok(Some((false, "AttachesAtNextStart", what)))
+            }
+        }
     }
 
     async fn snapshot(&self, object: &Object) -> Result<Next, VolumeError> {
@@ -383,33 +480,15 @@ fn set(all: &mut Vec<Condition>, good: bool, reason: &str, message: &str, genera
     Condition::set(all, "Ready", good, reason, message, generation);
 }
 
-/// What is to be told of who has a volume, beside who it is: what the next start of a VM changes.
-fn attachment(
-    name: &str,
-    namespace: &str,
-    status: &VolumeStatus,
-    holders: &HashMap<String, Holder>,
-) -> Option<(bool, &'static str, String)> {
-    if let Some(holder) = holders.get(&status.attached_uid)
-        && !holder.names.contains(name)
-    {
-        let what = format!(
-            "microvm `{}` does not want it any more, and gives it back at its next start or end: disks are taken out \
-             of no VM that runs",
-            holder.name
-        );
-        return Some((true, "DetachesAtNextStart", what));
+/// Says who is to give a volume back or gets it, or that all is as it should be.
+fn tell(status: &mut VolumeStatus, told: Option<Told>, generation: u64) {
+    let all = &mut status.conditions;
+    match told {
+        None => all.retain(|one| one.kind != "Attached"),
+        Some((attached, reason, message)) => {
+            Condition::set(all, "Attached", attached, reason, &message, generation);
+        }
     }
-    let wants = |uid: &&String, vm: &Holder| {
-        **uid != status.attached_uid && vm.namespace == namespace && vm.names.contains(name)
-    };
-    let mut waiting = holders.iter().filter(|(uid, vm)| vm.runs && wants(uid, vm));
-    let (_, vm) = waiting.next()?;
-    let what = format!(
-        "microvm `{}` runs without it, and gets it at its next start: disks are put into no VM that runs",
-        vm.name
-    );
-    Some((false, "AttachesAtNextStart", what))
 }
 
 /// Removes folders in `root` that are of none of `uids`.

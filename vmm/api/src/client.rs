@@ -122,7 +122,7 @@ impl Client {
         self.put_for(Operation::VmAddNet, net).await
     }
 
-    /// Removes a device.
+    /// Removes a device. If the VM runs, its guest is asked for it, and it is there until it was given back.
     pub async fn remove_device(&self, id: &str) -> Result<(), ClientError> {
         self.put(
             Operation::VmRemoveDevice,

@@ -233,8 +233,17 @@ pub const ENDPOINTS: &[Endpoint] = &[
     put(
         Operation::VmAddDisk,
         "/vm.add-disk",
-        "Add a disk to a VM that was not booted yet",
-        &[BAD, NO_VM, STATE, (409, "The name is taken.")],
+        "Add a disk, also to a VM that runs: then its place is answered",
+        &[
+            BAD,
+            NO_VM,
+            STATE,
+            (
+                409,
+                "The name is taken, or a snapshot or migration is under way.",
+            ),
+            FAILED,
+        ],
     )
     .takes(schema::<DiskConfig>),
     put(
@@ -247,8 +256,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
     put(
         Operation::VmRemoveDevice,
         "/vm.remove-device",
-        "Remove a device from a VM that was not booted yet",
-        &[BAD, (404, "No VM, or no such device."), STATE],
+        "Remove a device; the guest of a VM that runs is asked to give a disk back",
+        &[BAD, (404, "No VM, or no such device."), STATE, BUSY],
     )
     .takes(schema::<VmRemoveDevice>),
     put(

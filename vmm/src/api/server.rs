@@ -320,9 +320,9 @@ fn status(error: &RequestError) -> StatusCode {
     match error {
         RequestError::NoVm | RequestError::NoDevice(_) => StatusCode::NOT_FOUND,
         RequestError::Exists | RequestError::Duplicate(_) => StatusCode::CONFLICT,
-        RequestError::State { .. } => StatusCode::METHOD_NOT_ALLOWED,
+        RequestError::State { .. } | RequestError::Stays(_) => StatusCode::METHOD_NOT_ALLOWED,
         RequestError::Config(_) => StatusCode::BAD_REQUEST,
-        RequestError::Boot(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        RequestError::Boot(_) | RequestError::Add { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         RequestError::Worker(e) => match e {
             WorkerError::NoWorker(..) | WorkerError::NoDevice(_) => StatusCode::NOT_FOUND,
             WorkerError::NoQueue { .. } => StatusCode::BAD_REQUEST,

@@ -131,10 +131,19 @@ impl Jobs {
 
     /// Ends all jobs and waits for it. The worker still runs.
     pub fn end(&mut self) {
-        for job in &self.list {
+        self.end_where(|_| true);
+    }
+
+    /// Ends a disk's jobs and waits for it.
+    pub fn end_of(&mut self, disk: &str) {
+        self.end_where(|job| job.disk == disk);
+    }
+
+    fn end_where(&mut self, is_meant: impl Fn(&Job) -> bool) {
+        for job in self.list.iter().filter(|job| is_meant(job)) {
             job.watched.progress.cancel();
         }
-        for job in &mut self.list {
+        for job in self.list.iter_mut().filter(|job| is_meant(job)) {
             {
                 let mut result = job.watched.result.lock();
                 while result.is_none() {

@@ -115,6 +115,12 @@ const GRANULARITY: u64 = 64 << 10;
 impl Disks {
     /// Opens a disk's layers.
     pub fn open(&mut self, config: &DiskConfig) -> Result<Arc<Volume>, DiskError> {
+        if self.let_go.is_some() {
+            return Err(DiskError::Invalid {
+                id: config.id.clone().unwrap_or_default(),
+                what: "the VM may run elsewhere, whose disks are not this monitor's now".into(),
+            });
+        }
         let opening = Opening::of(config);
         let port = Port::new();
         let stack = block_on(&port, opening.open(&port, config))?;
@@ -144,6 +150,38 @@ impl Disks {
         };
         self.disks.insert(id, disk);
         Ok(volume)
+    }
+
+    /// Fails if something long is under way on a disk.
+    pub fn check_idle(&self, id: &str) -> Result<(), DiskError> {
+        match self.jobs.running(id) {
+            Some(job) => {
+                let id = id.to_owned();
+                Err(DiskError::Busy { id, job })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether another process may have the disks.
+    pub fn are_let_go(&self) -> bool {
+        self.let_go.is_some()
+    }
+
+    /// Closes a disk whose queues are gone, and gives its locks up. One that another process serves is none
+    /// of these.
+    pub fn remove(&mut self, id: &str) {
+        self.jobs.end_of(id);
+        let Some(disk) = self.disks.remove(id) else {
+            return;
+        };
+        close(id, &disk.volume);
+        for layer in disk.volume.view().stack.layers() {
+            // Somebody may still hold the layer for a moment.
+            if let Err(e) = files::unlock(layer) {
+                log::warn!("disk {id}: {e}");
+            }
+        }
     }
 
     /// Does or begins what is asked. `changed` tells a disk's driver that its size changed.
@@ -191,10 +229,7 @@ impl Disks {
 
     /// The disk, if nothing long is under way on it.
     fn idle(&mut self, id: &str) -> Result<&mut Disk, DiskError> {
-        if let Some(job) = self.jobs.running(id) {
-            let id = id.to_owned();
-            return Err(DiskError::Busy { id, job });
-        }
+        self.check_idle(id)?;
         self.disk(id)
     }
 
@@ -518,11 +553,16 @@ impl Drop for Disks {
             return;
         }
         for (id, disk) in &self.disks {
-            let port = Port::new();
-            if let Err(e) = block_on(&port, disk.volume.close(&port)) {
-                log::error!("disk {id} was not closed well: {e}");
-            }
+            close(id, &disk.volume);
         }
+    }
+}
+
+/// Leaves a disk's images clean.
+fn close(id: &str, volume: &Volume) {
+    let port = Port::new();
+    if let Err(e) = block_on(&port, volume.close(&port)) {
+        log::error!("disk {id} was not closed well: {e}");
     }
 }
 

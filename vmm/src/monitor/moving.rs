@@ -23,6 +23,7 @@ use crate::machine::{Machine, MachineError, system};
 use crate::memory;
 use crate::migration::{Arrival, Cancel, MigrationError, Sending};
 use crate::shell::{Offer, Shell};
+use crate::slots::Places;
 use crate::snapshot::{Ending, Plan, SnapshotRequestError, Taking, Tracking, is_served};
 use crate::start::Surroundings;
 use crate::validate;
@@ -499,6 +500,7 @@ impl Vm {
             owns_process: false,
             busy: None,
             made_of: None,
+            places: Places::new(),
         }
     }
 

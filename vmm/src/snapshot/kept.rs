@@ -5,6 +5,7 @@
 //! | `cpu` | its number | 1 | [`CpuState`], JSON |
 //! | `clock` | | 1 | [`ClockState`], JSON |
 //! | `legacy` | | 1 | [`LegacyState`], JSON |
+//! | `slots` | | 1 | [`SlotsState`], JSON; snapshots of monitors before there was hotplug have none |
 //! | `virtio` | the device's name | 1 | [`VirtioState`], JSON |
 //! | `back-end` | the device's name | 1 | what the process that serves it has of it, in that one's own form; only if it has any |
 //!
@@ -19,10 +20,12 @@ use super::SnapshotRequestError;
 use crate::arch::{self, ClockState, CpuState};
 use crate::assembly::LegacyState;
 use crate::machine::Machine;
+use crate::slots::SlotsState;
 
 const CPU: &str = "cpu";
 const CLOCK: &str = "clock";
 const LEGACY: &str = "legacy";
+const SLOTS: &str = "slots";
 const VIRTIO: &str = "virtio";
 const BACK_END: &str = "back-end";
 const VERSION: u32 = 1;
@@ -35,6 +38,8 @@ pub struct Kept {
     pub clock: ClockState,
     /// Of what is no function.
     pub legacy: LegacyState,
+    /// Of the slots that functions are in.
+    pub slots: Option<SlotsState>,
     /// Of its functions, by name.
     pub devices: BTreeMap<String, VirtioState>,
     /// Of what other processes have of functions, by name.
@@ -64,6 +69,7 @@ impl Kept {
             cpus: cpus.into_iter().map(|(cpu, _)| cpu).collect(),
             clock,
             legacy: machine.legacy.save(),
+            slots: Some(machine.slots.save(machine.board())),
             devices: functions
                 .iter()
                 .map(|(_, function)| (function.name().to_owned(), function.save()))
@@ -79,6 +85,9 @@ impl Kept {
         }
         records.put_value(CLOCK, "", VERSION, &self.clock);
         records.put_value(LEGACY, "", VERSION, &self.legacy);
+        if let Some(slots) = &self.slots {
+            records.put_value(SLOTS, "", VERSION, slots);
+        }
         for (id, device) in &self.devices {
             records.put_value(VIRTIO, id, VERSION, device);
         }
@@ -90,6 +99,7 @@ impl Kept {
     /// Takes it from a state file, all of whose records must be known then.
     pub fn take(state: &mut State) -> Result<Kept, SnapshotError> {
         let header = state.header();
+        let has_slots = header.records.iter().any(|record| record.kind == SLOTS);
         let devices: Vec<String> = header.devices.iter().map(|d| d.id.clone()).collect();
         let cpus = (0..header.machine.cpus).map(|index| index.to_string());
         let mut held = BTreeMap::new();
@@ -104,6 +114,10 @@ impl Kept {
                 .collect::<Result<_, _>>()?,
             clock: state.take_value(CLOCK, "", VERSION)?,
             legacy: state.take_value(LEGACY, "", VERSION)?,
+            slots: match has_slots {
+                true => Some(state.take_value(SLOTS, "", VERSION)?),
+                false => None,
+            },
             devices: devices
                 .into_iter()
                 .map(|id| {

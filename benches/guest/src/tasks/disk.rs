@@ -167,7 +167,7 @@ pub fn read_verify(machine: &mut Machine, arguments: &Arguments, report: &mut Li
 }
 
 /// FNV-1a of the pattern's first bytes.
-fn sum_of_pattern(seed: u64, bytes: u64) -> u64 {
+pub fn sum_of_pattern(seed: u64, bytes: u64) -> u64 {
     let mut sum = Fnv::new();
     for index in 0..bytes / 8 {
         sum.add(&pattern(seed, index).to_le_bytes());

@@ -12,6 +12,7 @@
 //! | `disk` | `blk-info`, `blk-verify`, `blk-read-verify`, `blk-sum`, `blk-indirect`, `blk-poll`, `blk-discard`, `blk-zeroes`, `blk-ro`, `blk-oob`, `reset-dev`, `msix-mask` |
 //! | `churn` | `blk-churn[:i[:seed]]` |
 //! | `exits` | `exit-costs[:i]` |
+//! | `hotplug` | `hotplug`, all arguments by name; `eject[:slots]` |
 //! | `kept` | `tick`, `rewrite`, all arguments by name |
 //! | `load` | `blk-load[:i]` |
 //! | `stream` | `net-load[:i]` |
@@ -31,6 +32,7 @@ mod exits;
 mod frame;
 mod fuzz_queue;
 mod fuzz_registers;
+mod hotplug;
 mod kept;
 mod load;
 mod network;
@@ -132,12 +134,14 @@ const TASKS: &[(&str, Task)] = &[
     ("console-echo", streams::console_echo),
     ("console-write", streams::console_write),
     ("cpus", platform::processors),
+    ("eject", hotplug::eject),
     ("exit-costs", exits::costs),
     ("fuzz-config", fuzz_registers::registers),
     ("fuzz-pci", fuzz_registers::pci),
     ("fuzz-pio", fuzz_registers::ports),
     ("fuzz-queue", fuzz_queue::queues),
     ("heartbeat", platform::heartbeat),
+    ("hotplug", hotplug::hotplug),
     ("mem", platform::memory),
     ("msix-mask", disk::msix_mask),
     ("net-arp", network::ping),

@@ -2,7 +2,7 @@
 //! Virtio 1.3 §5.2.
 
 use super::queue::{Queue, Segment};
-use super::{Device, Kind, PATIENCE_MS, feature};
+use super::{Device, Kind, PATIENCE_MS, Place, feature};
 use crate::clock::Deadline;
 use crate::failure;
 use crate::line::Outcome;
@@ -246,7 +246,13 @@ pub struct Blk {
 impl Blk {
     /// Opens the `index`th disk with all its queues; `extra` are more features to take (INDIRECT).
     pub fn open(machine: &mut Machine, index: usize, extra: u64) -> Outcome<Self> {
-        let device = Device::open(machine, Kind::BLOCK, index, WANTED | extra)?;
+        let place = machine.find(Kind::BLOCK, index)?;
+        Self::open_at(machine, place, extra)
+    }
+
+    /// Opens the disk at a place.
+    pub fn open_at(machine: &mut Machine, place: Place, extra: u64) -> Outcome<Self> {
+        let device = Device::open_at(machine, place, WANTED | extra)?;
         if extra & !device.features != 0 {
             return Err(failure!(
                 "feature-not-offered wanted={extra:#x} offered={:#x}",

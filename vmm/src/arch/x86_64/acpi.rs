@@ -6,7 +6,8 @@ use acpi_tables::Aml;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, And, Device, EISAName, Equal, Field, FieldAccessType,
     FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method,
-    Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store,
+    MethodCall, Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope,
+    Store,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as Space, GAS};
@@ -21,7 +22,7 @@ use skerry_devices::legacy::AcpiEvents;
 use skerry_devices::pci::ECAM_BUS_SIZE;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::{ArchError, layout};
+use super::{ArchError, layout, slots};
 use crate::machine::MachineShape;
 
 const OEM: [u8; 6] = *b"SKERRY";
@@ -131,6 +132,7 @@ fn dsdt(shape: &MachineShape) -> Sdt {
     // S5 is sleep type 5 (§7.4.2.6).
     Name::new(name("_S5_"), &Package::new(vec![&5u8, &0u8, &0u8, &0u8])).to_aml_bytes(&mut aml);
     pci_root(shape, &mut aml);
+    slots::describe(&mut aml);
     board_resources(&mut aml);
     serial_port(&mut aml);
     if shape.pvpanic {
@@ -326,6 +328,11 @@ fn events(aml: &mut Vec<u8>) {
         Notify::new(&clock, &0x80u8),
     );
     let on_identity = If::new(&another, vec![&tell_generation, &tell_clock]);
+    let pci = AcpiEvents::PCI;
+    let masked_pci = And::new(&Local(1), &Local(0), &pci);
+    let changed = Equal::new(&Local(1), &pci);
+    let look = MethodCall::new(name(slots::LOOK), Vec::new());
+    let on_change = If::new(&changed, vec![&look]);
     in_system_bus(
         &Device::new(
             name("GED_"),
@@ -339,7 +346,15 @@ fn events(aml: &mut Vec<u8>) {
                     name("_EVT"),
                     1,
                     true,
-                    vec![&read, &masked, &on_press, &masked_identity, &on_identity],
+                    vec![
+                        &read,
+                        &masked,
+                        &on_press,
+                        &masked_identity,
+                        &on_identity,
+                        &masked_pci,
+                        &on_change,
+                    ],
                 ),
             ],
         ),

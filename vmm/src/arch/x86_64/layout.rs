@@ -68,6 +68,8 @@ pub const ACPI_REGISTERS: u64 = 0x600;
 pub const ACPI_EVENTS: u64 = 0x608;
 /// Their interrupt.
 pub const ACPI_EVENTS_GSI: usize = 9;
+/// Functions that come and go.
+pub const PCI_HOTPLUG: u64 = 0x610;
 /// PCI configuration space by ports.
 pub const PCI_PORTS: u64 = 0xcf8;
 

@@ -7,6 +7,7 @@ mod identity;
 pub mod layout;
 mod probe;
 mod registers;
+mod slots;
 mod state;
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
