@@ -21,6 +21,7 @@ mod health;
 mod histories;
 mod hostile;
 mod hosts;
+mod image_kills;
 mod images;
 mod importance;
 mod leftovers;
