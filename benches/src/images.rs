@@ -15,7 +15,7 @@ use skerry_images::io::{FileOptions, Port, block_on};
 use skerry_images::store::{Imported, Origin, Store};
 
 use crate::machine::Host;
-use crate::report::{Better, Report, ReportArguments};
+use crate::report::{Better, Report, ReportArguments, Target};
 use crate::stats::Samples;
 
 /// `skerry-bench images`.
@@ -27,9 +27,15 @@ pub struct ImageArguments {
     /// Times that each is measured, in turns
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Bytes of the image, in MiB
+    /// Bytes of the image that is made, in MiB
     #[arg(long, default_value_t = 1024)]
     size: u64,
+    /// A qcow2 image to measure instead of those that are made
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// Another state of that image, of which is told what it adds to the store
+    #[arg(long, value_name = "FILE", requires = "image")]
+    second: Option<PathBuf>,
     #[command(flatten)]
     report: ReportArguments,
 }
@@ -50,6 +56,13 @@ pub fn run(arguments: &ImageArguments) -> Result<()> {
         &arguments.report,
         Host::here([("qemu-img", Path::new("qemu-img"))]),
     );
+    if let Some(image) = &arguments.image {
+        let what = image.file_name().unwrap_or_default().to_string_lossy();
+        let second = arguments.second.as_deref();
+        let second = second.map(|path| (path, Format::Qcow2));
+        measure(&mut report, folder.path(), arguments, &what, image, second)?;
+        return report.finish();
+    }
     let (raw, changed) = (path("guest.raw"), path("changed.raw"));
     fill(&raw, arguments.size * MIB)?;
     std::fs::copy(&raw, &changed).context("a copy")?;
@@ -57,51 +70,98 @@ pub fn run(arguments: &ImageArguments) -> Result<()> {
     let source = path("source.qcow2");
     for (title, words) in [("plain", &[][..]), ("compressed", &["-c"][..])] {
         convert(&raw, &source, "raw", "qcow2", words)?;
-        let mut samples = [
-            Samples::new("qemu-img convert"),
-            Samples::new("skerry import and base"),
-            Samples::new("of that, the import"),
-        ];
-        // The first round fills caches and doesn't count.
-        for round in 0..=arguments.runs {
-            let target = path("flat.raw");
-            let begun = Instant::now();
-            convert(&source, &target, "qcow2", "raw", &["-t", "writeback"])?;
-            let theirs = begun.elapsed();
-            std::fs::remove_file(&target)?;
-            let place = path("store");
-            let begun = Instant::now();
-            let store = Store::open(&place)?;
-            let imported = import(&store, &source, Format::Qcow2)?;
-            let import = begun.elapsed();
-            let base = store.base(imported.digest, &Progress::default())?;
-            let ours = begun.elapsed();
-            if round == 0 {
-                same(&raw, &base)?;
-                let other = self::import(&store, &changed, Format::Raw)?;
-                let share = other.added as f64 * 100.0 / imported.added as f64;
-                eprintln!(
-                    "{title}: {} MiB are stored as {} MiB; a tenth changed adds {} MiB, {share:.1} %",
-                    arguments.size,
-                    imported.added / MIB,
-                    other.added / MIB
-                );
-            } else {
-                samples[0].add(theirs.as_secs_f64());
-                samples[1].add(ours.as_secs_f64());
-                samples[2].add(import.as_secs_f64());
-            }
-            drop(store);
-            std::fs::remove_dir_all(&place)?;
-        }
+        let what = format!("{} MiB of {title} qcow2", arguments.size);
+        let second = Some((changed.as_path(), Format::Raw));
+        measure(
+            &mut report,
+            folder.path(),
+            arguments,
+            &what,
+            &source,
+            second,
+        )?;
         std::fs::remove_file(&source)?;
-        let name = format!(
-            "images: {} MiB of {title} qcow2 to a durable raw disk",
-            arguments.size
-        );
-        report.add(&name, "s", Better::Lower, &samples, Vec::new());
     }
     report.finish()
+}
+
+/// Measures an image, and prints what it and a second one take in the store.
+fn measure(
+    report: &mut Report,
+    folder: &Path,
+    arguments: &ImageArguments,
+    what: &str,
+    source: &Path,
+    second: Option<(&Path, Format)>,
+) -> Result<()> {
+    let mut samples = [
+        Samples::new("qemu-img convert, durable"),
+        Samples::new("qemu-img convert, to qcow2, durable"),
+        Samples::new("qemu-img convert, not durable"),
+        Samples::new("skerry import and base"),
+        Samples::new("of that, the import"),
+    ];
+    let target = folder.join("flat");
+    // The first round fills caches and doesn't count.
+    for round in 0..=arguments.runs {
+        let ways = [
+            ("raw", "writeback"),
+            ("qcow2", "writeback"),
+            ("raw", "unsafe"),
+        ];
+        for ((becomes, cache), samples) in ways.into_iter().zip(&mut samples) {
+            let begun = Instant::now();
+            convert(source, &target, "qcow2", becomes, &["-t", cache])?;
+            let took = begun.elapsed();
+            // The next one does not wait for what this one left to be written.
+            rustix::fs::syncfs(File::open(folder)?)?;
+            match (round, becomes) {
+                (0, "raw") if cache == "writeback" => {
+                    std::fs::rename(&target, folder.join("right"))?;
+                }
+                _ => std::fs::remove_file(&target)?,
+            }
+            if round > 0 {
+                samples.add(took.as_secs_f64());
+            }
+        }
+        let place = folder.join("store");
+        let begun = Instant::now();
+        let store = Store::open(&place)?;
+        let imported = import(&store, source, Format::Qcow2)?;
+        let import = begun.elapsed();
+        let base = store.base(imported.digest, &Progress::default())?;
+        let ours = begun.elapsed();
+        if round > 0 {
+            samples[3].add(ours.as_secs_f64());
+            samples[4].add(import.as_secs_f64());
+        } else {
+            same(&folder.join("right"), &base)?;
+            std::fs::remove_file(folder.join("right"))?;
+            if let Some((path, format)) = second {
+                let begun = Instant::now();
+                let other = self::import(&store, path, format)?;
+                let import = begun.elapsed();
+                store.base(other.digest, &Progress::default())?;
+                eprintln!(
+                    "{what}: {} MiB are stored as {} MiB; the second image adds {} MiB, {:.1} %, in {:.2} s, {:.2} s with its base",
+                    imported.size / MIB,
+                    imported.added / MIB,
+                    other.added / MIB,
+                    other.added as f64 * 100.0 / imported.added as f64,
+                    import.as_secs_f64(),
+                    begun.elapsed().as_secs_f64()
+                );
+            }
+        }
+        drop(store);
+        std::fs::remove_dir_all(&place)?;
+        rustix::fs::syncfs(File::open(folder)?)?;
+    }
+    let name = format!("images: {what} to a durable raw disk");
+    let targets = [Target::ratio("skerry import and base", 1.0)];
+    report.add_aimed(&name, "s", Better::Lower, &samples, Vec::new(), &targets);
+    Ok(())
 }
 
 fn convert(from: &Path, to: &Path, is: &str, becomes: &str, words: &[&str]) -> Result<()> {

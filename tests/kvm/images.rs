@@ -7,11 +7,12 @@ use serde_json::Value;
 use skerry_tests::disk::checksum;
 use skerry_tests::host::{Host, Said, kill, processes};
 use skerry_tests::registry::{Registry, served};
+use skerry_tests::token_server::TokenServer;
 use skerry_tests::vmm::SHORT;
 use skerry_tests::{Api, Site, eventually, given};
 
 /// A command of `skerry image` on a host's store.
-fn image(host: &Host, words: &[&str], input: &str) -> Said {
+pub fn image(host: &Host, words: &[&str], input: &str) -> Said {
     let store = host.state().join("images").display().to_string();
     let (what, rest) = words.split_first().expect("a command");
     let all = [&["image", what, "--store", &store], rest].concat();
@@ -19,14 +20,14 @@ fn image(host: &Host, words: &[&str], input: &str) -> Said {
 }
 
 /// The same, which must go well; what it printed.
-fn must(host: &Host, words: &[&str]) -> String {
+pub fn must(host: &Host, words: &[&str]) -> String {
     let said = image(host, words, "");
     assert!(said.good, "skerry image {words:?}: {said:?}");
     said.out
 }
 
 /// A disk of 4 MiB, a part of which is bytes that no packer makes smaller, as compressed qcow2; and as raw.
-fn disk(host: &Host, seed: u64) -> (PathBuf, PathBuf) {
+pub fn disk(host: &Host, seed: u64) -> (PathBuf, PathBuf) {
     let (raw, packed) = (host.path("disk.raw"), host.path("disk.qcow2"));
     let mut bytes = vec![0; 4 << 20];
     let mut state = seed;
@@ -45,11 +46,11 @@ fn disk(host: &Host, seed: u64) -> (PathBuf, PathBuf) {
     (raw, packed)
 }
 
-fn text(path: &Path) -> &str {
+pub fn text(path: &Path) -> &str {
     path.to_str().expect("text")
 }
 
-fn bases(host: &Host) -> Vec<PathBuf> {
+pub fn bases(host: &Host) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(host.state().join("images/bases"));
     entries
         .expect("a folder")
@@ -236,6 +237,36 @@ fn what_a_registry_has_is_pulled_compared_with_its_digests_and_run() {
         "{said:?}"
     );
     assert_eq!(must(&host, &["list", "--output", "json"]).trim(), "[]");
+    must(&host, &["verify"]);
+}
+
+#[test]
+fn who_has_a_login_gets_a_token_of_the_server_that_a_registry_names() {
+    let (host, site, tokens) = (Host::start(), Site::new(), TokenServer::new());
+    let registry = Registry::with_tokens(&tokens);
+    registry.push(&site.layout(), "tools/busybox", "1");
+    let reference = format!("{}/tools/busybox:1", registry.address);
+    let pull = ["pull", "--plain-http", &reference, "--name", "busybox:1"];
+    // Nobody's token allows nothing, and a wrong password gets none.
+    let login = ["--user", "tester", "--password-stdin"];
+    let both = [&pull[..], &login].concat();
+    for (words, password, who) in [
+        (&pull[..], "", registry.address.as_str()),
+        (&both, "wrong\n", tokens.realm.as_str()),
+    ] {
+        let said = image(&host, words, password);
+        assert!(!said.good && said.errors.contains(who), "{said:?}");
+        assert!(
+            said.errors.contains("401") && said.errors.contains("--password-stdin"),
+            "{said:?}"
+        );
+    }
+    assert_eq!(must(&host, &["list", "--output", "json"]).trim(), "[]");
+    assert_eq!(tokens.given(), 0);
+    let said = image(&host, &both, "secret\n");
+    assert!(said.good, "{said:?}");
+    assert_eq!(tokens.given(), 1);
+    must(&host, &["inspect", "busybox:1"]);
     must(&host, &["verify"]);
 }
 

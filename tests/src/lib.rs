@@ -25,6 +25,7 @@ pub mod tcp;
 pub mod terminal;
 pub mod tiny;
 pub mod together;
+pub mod token_server;
 pub mod vmm;
 pub mod vsock;
 

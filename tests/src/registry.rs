@@ -11,11 +11,12 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::eventually;
+use crate::token_server::{ISSUER, SERVICE, TokenServer};
 
 /// Who may ask it, if it asks who it is: `tester` with the password `secret`.
 const USERS: &str = "tester:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n";
 /// The same for HTTP.
-const LOGIN: &str = "Authorization: Basic dGVzdGVyOnNlY3JldA==\r\n";
+const LOGIN: &str = "Basic dGVzdGVyOnNlY3JldA==";
 const LIMIT: Duration = Duration::from_secs(30);
 /// Ports that are tried: somebody else may take one between our look and its start.
 const TRIES: u32 = 5;
@@ -24,6 +25,8 @@ const TRIES: u32 = 5;
 pub struct Registry {
     folder: TempDir,
     program: Child,
+    /// Who gives tokens for it.
+    tokens: Option<TokenServer>,
     /// Where it is.
     pub address: String,
 }
@@ -35,18 +38,36 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// Starts one.
+    /// Starts one that takes logins itself.
     pub fn new() -> Registry {
         let folder = TempDir::new().expect("a folder");
+        let users = folder.path().join("users");
+        fs::write(&users, USERS).expect("written");
+        let auth = format!("htpasswd: {{realm: tests, path: {}}}", users.display());
+        Registry::start(folder, &auth, None)
+    }
+
+    /// Starts one that sends its users to a server for tokens.
+    pub fn with_tokens(tokens: &TokenServer) -> Registry {
+        let folder = TempDir::new().expect("a folder");
+        let trusted = folder.path().join("trusted.pem");
+        fs::write(&trusted, tokens.certificate()).expect("written");
+        let auth = format!(
+            "token: {{realm: '{}', service: {SERVICE}, issuer: {ISSUER}, rootcertbundle: {}}}",
+            tokens.realm,
+            trusted.display()
+        );
+        Registry::start(folder, &auth, Some(tokens.clone()))
+    }
+
+    fn start(folder: TempDir, auth: &str, tokens: Option<TokenServer>) -> Registry {
         let path = |name: &str| folder.path().join(name).display().to_string();
-        fs::write(folder.path().join("users"), USERS).expect("written");
         let config = format!(
             "version: 0.1\n\
              log: {{level: error}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             auth: {{htpasswd: {{realm: tests, path: {}}}}}\n",
+             auth: {{{auth}}}\n",
             path("data"),
-            path("users")
         );
         fs::write(folder.path().join("config.yml"), config).expect("written");
         for _ in 0..TRIES {
@@ -72,6 +93,7 @@ impl Registry {
                 return Registry {
                     folder,
                     program,
+                    tokens,
                     address,
                 };
             }
@@ -81,6 +103,14 @@ impl Registry {
 
     /// Pushes the image of a layout as `name`:`tag`.
     pub fn push(&self, layout: &Path, name: &str, tag: &str) {
+        let login = match &self.tokens {
+            Some(tokens) => format!("Bearer {}", tokens.token(name, &["pull", "push"])),
+            None => LOGIN.to_owned(),
+        };
+        let ask = |verb: &str, path: &str, fields: &str, body: &[u8]| {
+            let fields = format!("Authorization: {login}\r\n{fields}");
+            self.ask(verb, path, &fields, body)
+        };
         let blob = |digest: &str| {
             let path = layout
                 .join("blobs/sha256")
@@ -95,7 +125,7 @@ impl Registry {
         let layers = parsed["layers"].as_array().expect("layers").iter();
         for one in layers.chain([&parsed["config"]]) {
             let digest = text(&one["digest"]);
-            let begun = self.ask("POST", &format!("/v2/{name}/blobs/uploads/"), "", b"");
+            let begun = ask("POST", &format!("/v2/{name}/blobs/uploads/"), "", b"");
             let location = begun.lines().find_map(|line| {
                 let (field, value) = line.split_once(": ")?;
                 field
@@ -109,12 +139,12 @@ impl Registry {
             let mark = if place.contains('?') { '&' } else { '?' };
             let place = format!("{place}{mark}digest={digest}");
             let kind = "Content-Type: application/octet-stream\r\n";
-            let said = self.ask("PUT", &place, kind, &blob(&digest));
+            let said = ask("PUT", &place, kind, &blob(&digest));
             assert!(said.starts_with("HTTP/1.1 201"), "{said}");
         }
         let kind = format!("Content-Type: {}\r\n", text(&parsed["mediaType"]));
         let place = format!("/v2/{name}/manifests/{tag}");
-        let said = self.ask("PUT", &place, &kind, &manifest);
+        let said = ask("PUT", &place, &kind, &manifest);
         assert!(said.starts_with("HTTP/1.1 201"), "{said}");
     }
 
@@ -135,7 +165,7 @@ impl Registry {
         let mut stream = TcpStream::connect(&self.address).expect("it listens");
         stream.set_read_timeout(Some(LIMIT)).expect("a limit");
         let head = format!(
-            "{verb} {path} HTTP/1.1\r\nHost: {}\r\n{LOGIN}{fields}Content-Length: {}\r\nConnection: close\r\n\r\n",
+            "{verb} {path} HTTP/1.1\r\nHost: {}\r\n{fields}Content-Length: {}\r\nConnection: close\r\n\r\n",
             self.address,
             body.len()
         );

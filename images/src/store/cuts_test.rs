@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::medium::{Held, Medium};
+use super::base::base_path;
+use super::medium::{Facts, Held, Medium, Output};
 use super::tests::{disk, noise};
-use super::{Name, Origin, Store};
+use super::{Kind, Name, Origin, Store};
 use crate::chain::live::Progress;
 use crate::io::sim::Dice;
 
@@ -100,10 +101,59 @@ impl Medium for Simulated {
         self.0.lock().find(path).map(|file| file.bytes.clone())
     }
 
-    fn length(&self, path: &str) -> io::Result<Option<u64>> {
-        match self.0.lock().find(path) {
-            Ok(file) => Ok(Some(file.bytes.len() as u64)),
-            Err(_) => Ok(None),
+    fn read_at(&self, path: &str, at: u64, len: usize) -> io::Result<Vec<u8>> {
+        let disk = self.0.lock();
+        let bytes = &disk.find(path)?.bytes;
+        let found = bytes.get(at as usize..at as usize + len);
+        found
+            .map(<[u8]>::to_vec)
+            .ok_or_else(|| ErrorKind::UnexpectedEof.into())
+    }
+
+    fn facts(&self, path: &str) -> io::Result<Option<Facts>> {
+        let disk = self.0.lock();
+        let Some(id) = disk.names.get(path) else {
+            return Ok(None);
+        };
+        let len = disk.find(path)?.bytes.len() as u64;
+        Ok(Some(Facts {
+            len,
+            taken: len,
+            names: disk.names.values().filter(|other| *other == id).count() as u64,
+            id: *id,
+        }))
+    }
+
+    fn create(&self, path: &str) -> io::Result<Box<dyn Output>> {
+        self.write(path, &[])?;
+        let id = self.0.lock().names.get(path).copied();
+        Ok(Box::new(Piece(
+            self.clone(),
+            id.ok_or(ErrorKind::NotFound)?,
+        )))
+    }
+
+    fn punch(&self, path: &str, stretches: &[(u64, u64)]) -> io::Result<()> {
+        let mut disk = self.0.lock();
+        let id = *disk.names.get(path).ok_or(ErrorKind::NotFound)?;
+        for (at, len) in stretches {
+            disk.touch()?;
+            let file = disk.files.get_mut(&id).ok_or(ErrorKind::NotFound)?;
+            file.bytes[*at as usize..(at + len) as usize].fill(0);
+        }
+        Ok(())
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut disk = self.0.lock();
+        disk.touch()?;
+        let id = *disk.names.get(from).ok_or(ErrorKind::NotFound)?;
+        match disk.names.contains_key(to) {
+            true => Err(ErrorKind::AlreadyExists.into()),
+            false => {
+                disk.names.insert(to.to_owned(), id);
+                Ok(())
+            }
         }
     }
 
@@ -181,8 +231,46 @@ impl Medium for Simulated {
         Ok(())
     }
 
-    fn lock(&self, _alone: bool, _patience: Duration) -> io::Result<Option<Held>> {
+    fn lock(&self, _name: &str, _alone: bool, _patience: Duration) -> io::Result<Option<Held>> {
         Ok(Some(Box::new(())))
+    }
+}
+
+/// A file that is written piece by piece.
+struct Piece(Simulated, u64);
+
+impl Piece {
+    fn change(&self, act: impl FnOnce(&mut File)) -> io::Result<()> {
+        let mut disk = self.0.0.lock();
+        disk.touch()?;
+        disk.files.entry(self.1).and_modify(act);
+        Ok(())
+    }
+}
+
+impl Output for Piece {
+    fn stretch(&self, len: u64) -> io::Result<()> {
+        self.change(|file| {
+            file.bytes.resize(len as usize, 0);
+            file.durable = false;
+        })
+    }
+
+    fn reserve(&self, _at: u64, _len: u64) -> io::Result<()> {
+        self.change(|_| ())
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.change(|file| {
+            let end = at as usize + bytes.len();
+            file.bytes.resize(file.bytes.len().max(end), 0);
+            file.bytes[at as usize..end].copy_from_slice(bytes);
+            file.durable = false;
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.change(|file| file.durable = true)
     }
 }
 
@@ -200,19 +288,57 @@ fn image(folder: &Path, seed: u64) -> crate::chain::Stack {
     disk(&path)
 }
 
+/// From this seed on, what is imported is no disk.
+const OCI: u64 = 100;
+
+/// The blobs of an OCI image; neighbours share what they have.
+fn blobs(seed: u64) -> [Vec<u8>; 2] {
+    [noise(seed, 300 << 10), noise(seed / 2, 900 << 10)]
+}
+
+fn pull(
+    store: &Store,
+    name: &Name,
+    blobs: &[Vec<u8>],
+) -> Result<super::Imported, super::StoreError> {
+    let (origin, progress) = (Origin::default(), Progress::default());
+    let blobs = blobs.iter().enumerate().map(|(n, bytes)| {
+        let bytes: Box<dyn io::Read> = Box::new(&bytes[..]);
+        (format!("sha256:{n}"), bytes)
+    });
+    store.import_oci(name, "sha256:m", blobs, origin, &progress)
+}
+
 /// Does something; false if the power failed.
 fn act(store: &Store, model: &mut Model, dice: &mut Dice, folder: &Path) -> bool {
     let name = format!("image{}:latest", dice.below(3));
     let parsed: Name = name.parse().expect("a name");
     let before = model.0.entry(name).or_insert_with(|| vec![None]);
-    let (after, done) = match dice.below(4) {
-        0 | 1 => {
+    let (after, done) = match dice.below(7) {
+        0..3 => {
             let seed = dice.below(8);
             let (origin, progress) = (Origin::default(), Progress::default());
             let imported = store.import_disk(&parsed, &image(folder, seed), origin, &progress);
             (Some(Some(seed)), imported.is_ok())
         }
-        2 => match store.remove(&parsed) {
+        3 => {
+            let seed = OCI + dice.below(4);
+            let imported = pull(store, &parsed, &blobs(seed));
+            (Some(Some(seed)), imported.is_ok())
+        }
+        4 => match store.image(&parsed) {
+            // A VM comes and goes.
+            Ok(found) if matches!(found.manifest.kind, Kind::Disk { .. }) => {
+                let digest = found.named.digest;
+                let based = store
+                    .hold("a-vm", "disk", digest)
+                    .and_then(|()| store.base(digest, &Progress::default()))
+                    .and_then(|_| store.release("a-vm"));
+                (None, based.is_ok())
+            }
+            _ => (None, true),
+        },
+        5 => match store.remove(&parsed) {
             Err(super::StoreError::NoImage { .. }) => (None, true),
             removed => (Some(None), removed.is_ok()),
         },
@@ -237,12 +363,23 @@ fn check(store: &Store, model: &mut Model, folder: &Path, seed: u64) {
     for (name, may) in &mut model.0 {
         let image_found = store.image(&name.parse().expect("a name")).ok();
         let means = image_found.map(|found| {
-            let super::Kind::Disk { disk } = found.manifest.kind else {
-                panic!("history {seed}: a disk became something else");
-            };
             let mut bytes = Vec::new();
-            let mut reader = store.reader(&disk).expect("a reader");
-            io::Read::read_to_end(&mut reader, &mut bytes).expect("it is whole");
+            for content in found.manifest.kind.contents() {
+                let mut reader = store.reader(content).expect("a reader");
+                io::Read::read_to_end(&mut reader, &mut bytes).expect("it is whole");
+            }
+            if let Kind::Oci { .. } = found.manifest.kind {
+                let same = |seed: &u64| bytes == blobs(*seed).concat();
+                return (OCI..OCI + 4)
+                    .find(same)
+                    .expect("an image that was imported");
+            }
+            // What it may be in one piece is the same.
+            let base = store.medium.read(&base_path(found.named.digest), u64::MAX);
+            assert!(
+                base.is_err() || base.is_ok_and(|base| base == bytes),
+                "history {seed}: the disk in one piece is another"
+            );
             let same = |n: &u64| {
                 bytes == std::fs::read(folder.join(format!("disk{n}"))).unwrap_or_default()
             };

@@ -26,8 +26,9 @@ pub enum StoreError {
     },
     /// It was written by another version.
     #[error(
-        "the image store {path} has version {found}, and this program knows version {known}: use a program of that version, or another directory",
-        path = path.display()
+        "the image store {path} has version {found}, and this program knows version {known}: {remedy}",
+        path = path.display(),
+        remedy = remedy(*found, *known)
     )]
     Version {
         /// The store's directory.
@@ -77,6 +78,16 @@ pub enum StoreError {
         /// What is wrong.
         why: String,
     },
+    /// A pack's index cannot be understood.
+    #[error(
+        "{path} of the image store is damaged: {why}; `skerry image verify --drop` removes it, then import the images anew"
+    )]
+    Pack {
+        /// Its file, below the store's directory.
+        path: String,
+        /// What is wrong.
+        why: &'static str,
+    },
     /// A record cannot be understood.
     #[error("{path} of the image store cannot be understood")]
     Record {
@@ -107,6 +118,16 @@ pub enum StoreError {
     /// The caller asked it to end.
     #[error("cancelled")]
     Cancelled,
+}
+
+/// What to do with a store of another version.
+fn remedy(found: u32, known: u32) -> &'static str {
+    match found < known {
+        true => {
+            "its images cannot be read any more: take another directory, or remove this one while no workload has an image of it, and import them anew"
+        }
+        false => "use a program of that version, or another directory",
+    }
 }
 
 /// A refusal of the system.

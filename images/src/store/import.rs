@@ -8,14 +8,20 @@ use super::chunk::{LARGEST, Packer};
 use super::list::{CHUNKS, Content, Entry, LISTS};
 use super::manifest::{BLOBS, Kind, Named, VERSION};
 use super::put::{Batch, Lists};
-use super::{Hash, Name, Store, StoreError, now};
+use super::{Hash, Name, Store, StoreError, manifest_of, manifest_path, now};
 use crate::chain::Stack;
 use crate::chain::live::Progress;
 use crate::io::{Buffer, Port, block_on};
 use crate::ops::{extent, is_zero};
 
 /// Bytes of a disk's chunk, as its guest sees it.
-pub const STRETCH: u64 = 512 << 10;
+pub const STRETCH: u64 = 64 << 10;
+/// Bytes of a disk that a thread takes at a time, and all of them before the lists go on.
+const PART: u64 = 16 * STRETCH;
+const ROUND: u64 = 16 * CHUNKS as u64 * STRETCH;
+/// Chunks that are looked at to learn whether a disk is news, and the share of them that is known if it is not.
+const SAMPLES: u64 = 128;
+const KNOWN: u64 = 16;
 /// Bytes of other contents' chunks: at least, as a rule, at most.
 const CUT: (usize, usize, usize) = (64 << 10, 256 << 10, LARGEST);
 /// Threads that read, hash and pack.
@@ -56,7 +62,7 @@ impl Store {
         progress: &Progress,
     ) -> Result<Imported, StoreError> {
         let _use = self.share()?;
-        let batch = Batch::new(self);
+        let mut batch = Batch::new(self)?;
         let size = disk.size();
         let limit = LISTS as u64 * CHUNKS as u64 * STRETCH;
         if size > limit {
@@ -64,10 +70,13 @@ impl Store {
             return Err(StoreError::TooMuch { what, size, limit });
         }
         progress.expect(size);
+        if is_news(&batch, disk)? {
+            batch.keep_whole(size, data(disk)?)?;
+        }
         let mut packer = Packer::new()?;
         let (mut lists, mut start) = (Lists::default(), 0);
         while start < size {
-            let end = size.min(start + CHUNKS as u64 * STRETCH);
+            let end = size.min(start + ROUND);
             for entry in stretches(&batch, disk, start, end, progress)? {
                 lists.push(&batch, &mut packer, entry)?;
             }
@@ -91,7 +100,7 @@ impl Store {
         progress: &Progress,
     ) -> Result<Imported, StoreError> {
         let _use = self.share()?;
-        let batch = Batch::new(self);
+        let batch = Batch::new(self)?;
         let mut packer = Packer::new()?;
         let mut kept = BTreeMap::new();
         for (digest, from) in blobs {
@@ -112,7 +121,8 @@ impl Store {
         self.conclude(name, kind, origin, batch)
     }
 
-    /// Chunks, then the manifest, then the name: each durable before the next.
+    /// Chunks, then the manifest, then the name: each durable before the next. A disk that has a pack of its own is in
+    /// one piece at once.
     fn conclude(
         &self,
         name: &Name,
@@ -121,8 +131,14 @@ impl Store {
         batch: Batch<'_>,
     ) -> Result<Imported, StoreError> {
         let size = kind.size();
-        let added = batch.finish()?;
-        let digest = self.keep(kind)?;
+        let (digest, manifest) = manifest_of(kind)?;
+        let whole = batch.is_whole();
+        let added = batch.finish(digest)?;
+        // One that was damaged is whole again.
+        self.write_whole(&manifest_path(digest), &manifest)?;
+        if whole {
+            self.link_base(digest)?;
+        }
         self.give_name(
             name,
             &Named {
@@ -164,7 +180,61 @@ fn blob(
     batch.content(packer, &mut lists)
 }
 
-/// The chunks of a disk from `start` to `end`, which are those of one list, by several threads.
+/// Whether the store knows hardly anything of a disk: it gets a pack of its own then, which is the disk in one piece,
+/// too. Otherwise only what is new is kept, packed.
+fn is_news(batch: &Batch<'_>, disk: &Stack) -> Result<bool, StoreError> {
+    let chunks = disk.size().div_ceil(STRETCH);
+    if batch.packs().all().is_empty() {
+        return Ok(chunks > 0);
+    }
+    let (port, buffer) = (Port::new(), Buffer::new(STRETCH as usize));
+    let (mut seen, mut known) = (0, 0);
+    // Of each of so many equal parts the first chunk with data.
+    let parts = SAMPLES.min(chunks);
+    for part in 0..parts {
+        let (mut at, end) = (
+            chunks * part / parts * STRETCH,
+            (chunks * (part + 1) / parts * STRETCH).min(disk.size()),
+        );
+        while at < end {
+            let found = block_on(&port, extent(&port, disk.layers(), at, end - at))?;
+            if found.zero {
+                at = (at + found.len.max(1)).next_multiple_of(STRETCH);
+                continue;
+            }
+            let len = STRETCH.min(disk.size() - at) as usize;
+            block_on(&port, disk.read(&port, at, &buffer.part(0, len)))?;
+            let bytes = &buffer.bytes()[..len];
+            if is_zero(bytes) {
+                at += STRETCH;
+                continue;
+            }
+            seen += 1;
+            known += u64::from(batch.packs().has(Hash::of(bytes)));
+            break;
+        }
+    }
+    Ok(known * KNOWN < seen)
+}
+
+/// Where a disk has data, as its files say, by start and length; small gaps count as data.
+fn data(disk: &Stack) -> Result<Vec<(u64, u64)>, StoreError> {
+    let (port, size) = (Port::new(), disk.size());
+    let (mut parts, mut at) = (Vec::<(u64, u64)>::new(), 0);
+    while at < size {
+        let found = block_on(&port, extent(&port, disk.layers(), at, size - at))?;
+        let end = size.min(at + found.len.max(1));
+        match parts.last_mut() {
+            _ if found.zero => {}
+            Some((start, len)) if at - (*start + *len) <= PART => *len = end - *start,
+            _ => parts.push((at, end - at)),
+        }
+        at = end;
+    }
+    Ok(parts)
+}
+
+/// The chunks of a disk from `start` to `end`, by several threads.
 fn stretches(
     batch: &Batch<'_>,
     disk: &Stack,
@@ -173,19 +243,19 @@ fn stretches(
     progress: &Progress,
 ) -> Result<Vec<Entry>, StoreError> {
     let next = AtomicU64::new(start);
-    let work = || -> Result<Vec<(u64, Entry)>, StoreError> {
+    let work = || -> Result<Vec<(u64, Vec<Entry>)>, StoreError> {
         let (port, mut packer) = (Port::new(), Packer::new()?);
-        let buffer = Buffer::new(STRETCH as usize);
+        let buffer = Buffer::new(PART as usize);
         let mut done = Vec::new();
         loop {
-            let at = next.fetch_add(STRETCH, Ordering::Relaxed);
+            let at = next.fetch_add(PART, Ordering::Relaxed);
             if at >= end {
                 return Ok(done);
             }
-            let len = STRETCH.min(end - at);
-            let entry = stretch(batch, &mut packer, disk, &port, &buffer, at, len);
-            match entry.and_then(|entry| progress.step(len).map_err(ended).map(|()| entry)) {
-                Ok(entry) => done.push((at, entry)),
+            let len = PART.min(end - at);
+            let entries = part(batch, &mut packer, disk, &port, &buffer, at, len);
+            match entries.and_then(|all| progress.step(len).map_err(ended).map(|()| all)) {
+                Ok(entries) => done.push((at, entries)),
                 Err(e) => {
                     // The other threads have nothing more to do.
                     next.store(end, Ordering::Relaxed);
@@ -194,10 +264,11 @@ fn stretches(
             }
         }
     };
+    // One more than there are CPUs: one waits for the disk now and then.
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = cpus
+    let threads = (cpus + 1)
         .min(MOST_THREADS)
-        .min((end - start).div_ceil(STRETCH) as usize);
+        .min((end - start).div_ceil(PART) as usize);
     let mut all = std::thread::scope(|scope| {
         let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let mut all = work();
@@ -211,10 +282,11 @@ fn stretches(
         all
     })?;
     all.sort_unstable_by_key(|(at, _)| *at);
-    Ok(all.into_iter().map(|(_, entry)| entry).collect())
+    Ok(all.into_iter().flat_map(|(_, entries)| entries).collect())
 }
 
-fn stretch(
+/// The chunks of a part of a disk.
+fn part(
     batch: &Batch<'_>,
     packer: &mut Packer,
     disk: &Stack,
@@ -222,23 +294,63 @@ fn stretch(
     buffer: &Buffer,
     at: u64,
     len: u64,
-) -> Result<Entry, StoreError> {
-    let hole = Entry {
-        len: len as u32,
-        hash: Hash::ZEROES,
-    };
-    // What the image says is zeroes is not read.
-    let found = block_on(port, extent(port, disk.layers(), at, len))?;
-    if found.zero && found.len >= len {
-        return Ok(hole);
+) -> Result<Vec<Entry>, StoreError> {
+    let mut entries: Vec<Entry> = (0..len)
+        .step_by(STRETCH as usize)
+        .map(|start| Entry {
+            len: STRETCH.min(len - start) as u32,
+            hash: Hash::ZEROES,
+        })
+        .collect();
+    let mut read = vec![false; entries.len()];
+    let mut from = 0;
+    while from < len {
+        let found = block_on(port, extent(port, disk.layers(), at + from, len - from))?;
+        let to = len.min(from + found.len.max(1));
+        let span = buffer.part(from as usize, (to - from) as usize);
+        // What the image says is zeroes is not read.
+        if found.zero {
+            span.zero(0);
+        } else {
+            block_on(port, disk.read(port, at + from, &span))?;
+            let (first, end) = (from / STRETCH, to.div_ceil(STRETCH));
+            read[first as usize..end as usize].fill(true);
+        }
+        from = to;
     }
-    block_on(port, disk.read(port, at, &buffer.part(0, len as usize)))?;
     let bytes = &buffer.bytes()[..len as usize];
-    if is_zero(bytes) {
-        return Ok(hole);
+    let pieces: Vec<&[u8]> = bytes.chunks(STRETCH as usize).collect();
+    for (piece, read) in pieces.iter().zip(&mut read) {
+        *read = *read && !is_zero(piece);
     }
-    let hash = batch.put(packer, bytes)?;
-    Ok(Entry { hash, ..hole })
+    if !batch.is_whole() {
+        for ((entry, piece), _) in entries
+            .iter_mut()
+            .zip(pieces)
+            .zip(read)
+            .filter(|(_, data)| *data)
+        {
+            entry.hash = batch.put(packer, piece)?;
+        }
+        return Ok(entries);
+    }
+    // Neighbours are written together.
+    let mut start = 0;
+    for run in read.chunk_by(|one, next| one == next) {
+        let end = start + run.len();
+        if run.first() == Some(&true) {
+            let (first, last) = (
+                start * STRETCH as usize,
+                (end * STRETCH as usize).min(bytes.len()),
+            );
+            let hashes = batch.put_part(&bytes[first..last], at + first as u64)?;
+            for (entry, hash) in entries[start..end].iter_mut().zip(hashes) {
+                entry.hash = hash;
+            }
+        }
+        start = end;
+    }
+    Ok(entries)
 }
 
 fn ended(_: crate::Error) -> StoreError {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Hash, StoreError};
 
 /// Chunks of a list: 512 MiB of a disk.
-pub const CHUNKS: usize = 1024;
+pub const CHUNKS: usize = 8192;
 /// Lists of a content: 512 TiB of a disk is the format's bound, 64 TiB ours.
 pub const LISTS: usize = 1 << 17;
 /// Bytes of an entry.
@@ -29,6 +29,13 @@ pub struct Entry {
     pub len: u32,
     /// Its name.
     pub hash: Hash,
+}
+
+impl Entry {
+    /// Nothing of it is kept.
+    pub fn is_zeroes(&self) -> bool {
+        self.hash == Hash::ZEROES
+    }
 }
 
 /// A list as bytes: for each chunk its length, little endian, and its name.

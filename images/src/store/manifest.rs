@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Content, Hash, Name};
 
-/// The version of manifests, names and leases that is written here.
-pub const VERSION: u32 = 1;
+/// The version of stores, manifests, names and leases that is written here. The first one had a file for each chunk.
+pub const VERSION: u32 = 2;
 /// Bytes of the longest manifest.
 pub const LONGEST: u64 = 16 << 20;
 /// Blobs of an OCI image: its configuration, and its layers.
@@ -17,7 +17,7 @@ pub const BLOBS: usize = 256;
 /// from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// 1.
+    /// 2.
     pub version: u32,
     /// What it is.
     #[serde(flatten)]
@@ -71,7 +71,7 @@ impl Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Named {
-    /// 1.
+    /// 2.
     pub version: u32,
     /// The image.
     pub digest: Hash,
@@ -88,7 +88,7 @@ pub struct Named {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Lease {
-    /// 1.
+    /// 2.
     pub version: u32,
     /// The images, by what the holder calls them.
     pub images: BTreeMap<String, Hash>,

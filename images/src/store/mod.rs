@@ -3,7 +3,8 @@
 //! ```text
 //! STORE/store.json          the version
 //!       lock                shared by all who use the store, alone for who collects garbage
-//!       chunks/ab/HASH      a chunk: packed, named by the BLAKE3 hash of its content
+//!       packs/ID.data       chunks, some of them packed by zstd
+//!       packs/ID.index      which they are, by the BLAKE3 hashes of their contents, and where
 //!       manifests/HASH.json what an image consists of, named by its own hash
 //!       names/NAME.json     a name: which image, where it came from
 //!       leases/HOLDER.json  somebody uses images, whatever becomes of their names
@@ -13,9 +14,13 @@
 //!       tmp/, fetched/      what is not whole yet
 //! ```
 //!
-//! A disk's chunks are stretches of 512 KiB of what its guest sees, other contents are cut by what is in them (FastCDC).
-//! A chunk of zeroes is not kept. Nothing names what is not durable: chunks come before the manifest that lists them,
-//! and that before its name; garbage goes the other way round. So a power cut leaves garbage at worst.
+//! A disk's chunks are stretches of 64 KiB of what its guest sees, other contents are cut by what is in them (FastCDC).
+//! A chunk of zeroes is not kept. A disk of which the store knows hardly anything has a pack of its own, with each chunk
+//! where the disk has it and nothing packed: its data is the disk in one piece, too, by a second name of the file. What
+//! is new of any other image is in one pack.
+//!
+//! Nothing names what is not durable: packs come before the manifest that lists their chunks, and that before its name;
+//! garbage goes the other way round. So a power cut leaves garbage at worst.
 //!
 //! All of it blocks. Every chunk is compared with its name when it is read.
 
@@ -26,10 +31,12 @@ mod error;
 mod gc;
 mod hash;
 mod import;
+mod index;
 mod list;
 mod manifest;
 mod medium;
 mod name;
+mod packs;
 mod prepared;
 mod put;
 mod read;
@@ -52,11 +59,13 @@ pub use list::Content;
 pub use manifest::{Image, Kind, Lease, Manifest, Named};
 pub use name::Name;
 pub use read::{Reader, usage};
-pub use verify::{Damage, Verified};
+pub use verify::{Damage, Part, Verified};
 
+use self::base::BASES;
 use self::error::system;
 use self::manifest::VERSION;
-use self::medium::{Disk, Held, Medium};
+use self::medium::{Disk, Facts, Held, Medium};
+use self::packs::PACKS;
 
 /// How long is waited for others who have the store alone.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -102,7 +111,7 @@ impl Store {
                 known: VERSION,
             }),
             None => {
-                for folder in ["chunks", "manifests", "names", "leases", "bases", "tmp"] {
+                for folder in [PACKS, "manifests", "names", "leases", BASES, "tmp"] {
                     store.make_folder(folder)?;
                 }
                 store.sync_folders(&[".".to_owned()])?;
@@ -122,12 +131,12 @@ impl Store {
     /// # Errors
     /// If that goes on for ten minutes.
     pub fn share(&self) -> Result<Use, StoreError> {
-        self.lock(false, PATIENCE)
+        self.lock("lock", false, PATIENCE)
     }
 
-    fn lock(&self, alone: bool, patience: Duration) -> Result<Use, StoreError> {
-        let held = self.medium.lock(alone, patience);
-        let held = held.map_err(system("lock", "lock"))?;
+    fn lock(&self, name: &str, alone: bool, patience: Duration) -> Result<Use, StoreError> {
+        let held = self.medium.lock(name, alone, patience);
+        let held = held.map_err(system("lock", name))?;
         let busy = || StoreError::Busy {
             path: self.root.clone(),
         };
@@ -258,27 +267,6 @@ impl Store {
         self.write_record(&format!("names/{}", name.file()), named)
     }
 
-    /// Keeps a manifest; its digest.
-    fn keep(&self, kind: Kind) -> Result<Hash, StoreError> {
-        let manifest = Manifest {
-            version: VERSION,
-            kind,
-        };
-        let bytes = serde_json::to_vec(&manifest).map_err(|source| StoreError::Record {
-            path: "manifests".into(),
-            source,
-        })?;
-        let (size, limit) = (bytes.len() as u64, manifest::LONGEST);
-        if size > limit {
-            let what = "the image's manifest";
-            return Err(StoreError::TooMuch { what, size, limit });
-        }
-        let digest = Hash::of(&bytes);
-        // One that was damaged is whole again.
-        self.write_whole(&manifest_path(digest), &bytes)?;
-        Ok(digest)
-    }
-
     fn record<R: DeserializeOwned>(&self, path: &str) -> Result<Option<R>, StoreError> {
         let bytes = match self.medium.read(path, RECORD) {
             Ok(bytes) => bytes,
@@ -303,22 +291,34 @@ impl Store {
     /// Writes a file that is there as a whole or not at all, and durable when this returns.
     fn write_whole(&self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let temporary = self.temporary();
-        let written = self.medium.write(&temporary, bytes);
-        written.map_err(system("write", temporary.as_str()))?;
-        let files = std::slice::from_ref(&temporary);
-        self.medium
-            .sync(files)
-            .map_err(system("write out", temporary.as_str()))?;
+        self.write_durable(&temporary, bytes)?;
         self.rename(&temporary, path)?;
         let folder = path.rsplit_once('/').map_or(".", |(folder, _)| folder);
         self.sync_folders(&[folder.to_owned()])
     }
 
-    /// A name for what is not whole yet.
+    /// Writes a file whose content is durable when this returns, under whatever name it will have.
+    fn write_durable(&self, path: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let written = self.medium.write(path, bytes);
+        written.map_err(system("write", path))?;
+        let files = [path.to_owned()];
+        self.medium.sync(&files).map_err(system("write out", path))
+    }
+
+    /// A name for what is not whole yet, which nobody else has: also not who was killed, and had this process's id.
     fn temporary(&self) -> String {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        format!("tmp/{}-{n}", std::process::id())
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = since.unwrap_or_default().as_nanos();
+        format!("tmp/{}-{now:x}-{n}", std::process::id())
+    }
+
+    /// A name that no other pack has.
+    fn unique(&self) -> String {
+        Hash::of(self.temporary().as_bytes())
+            .to_string()
+            .split_off(32)
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<(), StoreError> {
@@ -326,7 +326,12 @@ impl Store {
     }
 
     fn length(&self, path: &str) -> Result<Option<u64>, StoreError> {
-        self.medium.length(path).map_err(system("look at", path))
+        let facts = self.facts(path)?;
+        Ok(facts.map(|facts| facts.len))
+    }
+
+    fn facts(&self, path: &str) -> Result<Option<Facts>, StoreError> {
+        self.medium.facts(path).map_err(system("look at", path))
     }
 
     fn list(&self, folder: &str) -> Result<Vec<String>, StoreError> {
@@ -348,9 +353,25 @@ impl Store {
     }
 }
 
-fn chunk_path(hash: Hash) -> String {
-    let name = hash.to_string();
-    format!("chunks/{}/{name}", &name[..2])
+/// A manifest's digest, and its bytes.
+fn manifest_of(kind: Kind) -> Result<(Hash, Vec<u8>), StoreError> {
+    let manifest = Manifest {
+        version: VERSION,
+        kind,
+    };
+    let bytes = serde_json::to_vec(&manifest).map_err(|source| StoreError::Record {
+        path: "manifests".into(),
+        source,
+    })?;
+    let (size, limit) = (bytes.len() as u64, manifest::LONGEST);
+    match size > limit {
+        true => Err(StoreError::TooMuch {
+            what: "the image's manifest",
+            size,
+            limit,
+        }),
+        false => Ok((Hash::of(&bytes), bytes)),
+    }
 }
 
 fn manifest_path(digest: Hash) -> String {

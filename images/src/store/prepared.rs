@@ -1,15 +1,17 @@
 //! Images that were booted once: `prepared/NAME` has a snapshot, and is whole when `ready` is in it. A lease keeps the
 //! image that its disk lies on.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 
 use super::error::system;
 use super::{Store, StoreError};
 
 /// Where they are, below the store's directory.
 const FOLDER: &str = "prepared";
+/// The file that says that one is whole.
+const MARK: &str = "ready";
 /// What the names of their leases begin with.
 const LEASE: &str = "prepared.";
 
@@ -22,8 +24,25 @@ impl Store {
     /// Its snapshot, if it is whole.
     pub fn prepared_snapshot(&self, name: &str) -> Option<PathBuf> {
         let folder = self.prepared(name);
-        let whole = folder.join("ready").exists();
+        let whole = folder.join(MARK).exists();
         whole.then(|| folder.join("snapshot"))
+    }
+
+    /// All that belongs to it is in its folder: it is made durable, and whole from now on.
+    ///
+    /// # Errors
+    /// If it cannot be made durable; it is not whole then.
+    pub fn keep_prepared(&self, name: &str) -> Result<(), StoreError> {
+        let folder = self.prepared(name);
+        let failed = |e| system("write out", format!("{FOLDER}/{name}"))(e);
+        // No power cut may leave the mark without what it stands for.
+        settle(&folder).map_err(failed)?;
+        let mark = File::create(folder.join(MARK)).map_err(failed)?;
+        mark.sync_all().map_err(failed)?;
+        for folder in [&folder, &self.root.join(FOLDER), &self.root] {
+            sync_folder(folder).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// The holder of its lease.
@@ -39,9 +58,11 @@ impl Store {
         let folder = self.prepared(name);
         let failed = |e| system("remove", format!("{FOLDER}/{name}"))(e);
         // Without this file it is nothing that a clone may be made of.
-        match fs::remove_file(folder.join("ready")) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
-            _ => {}
+        match fs::remove_file(folder.join(MARK)) {
+            // Also not after a power cut that the rest did not survive.
+            Ok(()) => sync_folder(&folder).map_err(failed)?,
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(failed(e)),
         }
         let there = match fs::remove_dir_all(&folder) {
             Ok(()) => true,
@@ -71,4 +92,21 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Makes all that is in a folder durable, and its names.
+fn settle(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
+        if kind.is_dir() {
+            settle(&path)?;
+        } else if kind.is_file() {
+            File::open(&path)?.sync_all()?;
+        }
+    }
+    sync_folder(folder)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }

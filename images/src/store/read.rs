@@ -2,43 +2,19 @@
 
 use std::io::{self, Read};
 
-use super::chunk::{self, Packer};
-use super::error::system;
-use super::list::{self, Content, Entry};
-use super::{Hash, Kind, Store, StoreError, chunk_path};
+use super::chunk::Packer;
+use super::list::{Content, Entry};
+use super::packs::Packs;
+use super::{Hash, Kind, Store, StoreError};
 
 impl Store {
-    /// A chunk's content, compared with its name.
-    pub(super) fn chunk(&self, packer: &mut Packer, hash: Hash) -> Result<Vec<u8>, StoreError> {
-        let path = chunk_path(hash);
-        let file = self.medium.read(&path, chunk::LONGEST);
-        let file = file.map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => StoreError::Damaged {
-                what: "chunk",
-                hash,
-                why: "it is not there".into(),
-            },
-            _ => system("read", path.as_str())(e),
-        })?;
-        packer.unpack(hash, &file)
-    }
-
-    /// A list of chunks.
-    pub(super) fn entries(
-        &self,
-        packer: &mut Packer,
-        hash: Hash,
-    ) -> Result<Vec<Entry>, StoreError> {
-        list::decode(hash, &self.chunk(packer, hash)?)
-    }
-
     /// Reads a content from its beginning.
     ///
     /// # Errors
-    /// If there is no memory for it.
+    /// If the store cannot be read.
     pub fn reader<'a>(&'a self, content: &'a Content) -> Result<Reader<'a>, StoreError> {
         Ok(Reader {
-            store: self,
+            packs: self.packs()?,
             packer: Packer::new()?,
             left: content.size,
             lists: content.lists.iter(),
@@ -51,7 +27,7 @@ impl Store {
 
 /// A content, read from its beginning. Each chunk is compared with its name before any of it is given.
 pub struct Reader<'a> {
-    store: &'a Store,
+    packs: Packs<'a>,
     packer: Packer,
     left: u64,
     lists: std::slice::Iter<'a, Hash>,
@@ -69,7 +45,7 @@ impl Reader<'_> {
                 self.at = 0;
                 self.bytes = match entry.hash {
                     Hash::ZEROES => vec![0; len],
-                    hash => self.store.chunk(&mut self.packer, hash)?,
+                    hash => self.packs.chunk(&mut self.packer, hash)?,
                 };
                 let fits = self.bytes.len() == len && len as u64 <= self.left;
                 self.left = self.left.saturating_sub(len as u64);
@@ -80,7 +56,7 @@ impl Reader<'_> {
             }
             match self.lists.next() {
                 Some(list) => {
-                    self.entries = self.store.entries(&mut self.packer, *list)?.into_iter();
+                    self.entries = self.packs.entries(&mut self.packer, *list)?.into_iter();
                 }
                 None if self.left == 0 => return Ok(false),
                 None => return Err(wrong_size(Hash::ZEROES)),
@@ -116,17 +92,18 @@ pub(super) fn wrong_size(hash: Hash) -> StoreError {
 /// # Errors
 /// If a list cannot be read.
 pub fn usage(store: &Store, kind: &Kind) -> Result<u64, StoreError> {
-    let mut packer = Packer::new()?;
-    let mut seen = std::collections::BTreeSet::new();
+    let (packs, mut packer) = (store.packs()?, Packer::new()?);
+    let mut seen = std::collections::HashSet::new();
+    let taken = |hash| packs.find(hash).next().map_or(0, |(_, place)| place.len);
     let mut bytes = 0;
     for list in kind.contents().flat_map(|content| &content.lists) {
         if !seen.insert(*list) {
             continue;
         }
-        bytes += store.length(&chunk_path(*list))?.unwrap_or(0);
-        for entry in store.entries(&mut packer, *list)? {
+        bytes += u64::from(taken(*list));
+        for entry in packs.entries(&mut packer, *list)? {
             if entry.hash != Hash::ZEROES && seen.insert(entry.hash) {
-                bytes += store.length(&chunk_path(entry.hash))?.unwrap_or(0);
+                bytes += u64::from(taken(entry.hash));
             }
         }
     }

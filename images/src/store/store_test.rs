@@ -88,13 +88,23 @@ impl Place {
         bytes
     }
 
-    fn chunks(&self) -> Vec<PathBuf> {
-        let folders = fs::read_dir(self.folder.path().join("store/chunks")).expect("chunks");
-        let files = folders.flat_map(|folder| fs::read_dir(folder.expect("a folder").path()));
+    fn packs(&self, end: &str) -> Vec<PathBuf> {
+        let files = fs::read_dir(self.folder.path().join("store/packs")).expect("packs");
+        let files = files.map(|file| file.expect("a file").path());
         files
-            .flatten()
-            .map(|file| file.expect("a file").path())
+            .filter(|path| path.to_string_lossy().ends_with(end))
             .collect()
+    }
+
+    /// Changes a byte in the middle of the largest file of packs that ends with this.
+    fn damage(&self, end: &str) {
+        let files = self.packs(end).into_iter();
+        let victim = files.max_by_key(|path| fs::metadata(path).map(|m| m.len()).ok());
+        let victim = victim.expect("a pack");
+        let mut bytes = fs::read(&victim).expect("read");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&victim, &bytes).expect("written");
     }
 
     fn verified(&self) -> Verified {
@@ -117,7 +127,7 @@ fn a_disk_comes_out_as_it_went_in_and_its_zeroes_take_nothing() {
     bytes.extend(vec![7; MIB + 512]);
     let imported = place.import("one", &bytes);
     assert_eq!(imported.size, bytes.len() as u64);
-    assert!(imported.added < 3 * MIB as u64 + 4096, "{imported:?}");
+    assert!(imported.added < 4 * MIB as u64 + 8192, "{imported:?}");
     assert_eq!(place.read("one:latest"), bytes);
     let base = place
         .store
@@ -200,12 +210,17 @@ fn garbage_is_what_neither_a_name_nor_a_lease_leads_to() {
     place.store.remove(&name("one")).expect("removed");
     assert!(place.store.image(&name("one")).is_err());
     let done = place.store.collect(AT_ONCE).expect("collected");
-    assert_eq!(done, Collected::default(), "its user has it still");
+    // Nobody has the other one in one piece; its pack has that.
+    let other = Collected {
+        bases: 1,
+        ..Collected::default()
+    };
+    assert_eq!(done, other, "its user has it still");
     assert!(base.exists());
     place.store.release("a-vm").expect("released");
     let done = place.store.collect(AT_ONCE).expect("collected");
-    // Four stretches and their list.
-    assert_eq!((done.images, done.chunks, done.bases), (1, 5, 1));
+    // The stretches and their list.
+    assert_eq!((done.images, done.chunks, done.bases), (1, 33, 1));
     assert!(!base.exists());
     assert_eq!(place.read("two"), noise(6, 2 * MIB));
     place.is_sound();
@@ -251,35 +266,115 @@ fn what_is_damaged_is_found_refused_and_brought_anew() {
     let place = Place::new();
     let bytes = noise(7, 2 * MIB);
     let imported = place.import("one", &bytes);
-    let victim = place
-        .chunks()
-        .into_iter()
-        .max_by_key(|path| fs::metadata(path).map(|m| m.len()).ok());
-    let victim = victim.expect("a chunk");
-    let mut file = fs::read(&victim).expect("read");
-    let middle = file.len() / 2;
-    file[middle] ^= 1;
-    fs::write(&victim, &file).expect("written");
-    let refused = place.store.base(imported.digest, &Progress::default());
-    assert!(
-        matches!(refused, Err(StoreError::Damaged { .. })),
-        "{refused:?}"
-    );
+    place.damage(".data");
+    // It was in one piece from the beginning. Made again, it is compared.
+    let base = || place.store.base(imported.digest, &Progress::default());
+    place.store.collect(AT_ONCE).expect("collected");
+    assert!(matches!(base(), Err(StoreError::Damaged { .. })));
     let found = place.verified();
     assert_eq!(found.damages.len(), 1, "{found:?}");
     assert_eq!(found.damages[0].image, "one:latest");
     assert_eq!(place.store.drop_damaged(&found).expect("dropped"), 1);
-    place.import("one", &bytes);
+    let again = place.import("one", &bytes);
+    assert_eq!(again.chunks, 1, "all else is there");
     place.is_sound();
     assert_eq!(place.read("one"), bytes);
+    assert_eq!(fs::read(base().expect("a base")).expect("read"), bytes);
+}
+
+#[test]
+fn a_disk_in_one_piece_that_is_damaged_goes_with_its_chunk() {
+    let place = Place::new();
+    let bytes = noise(17, 2 * MIB);
+    let imported = place.import("one", &bytes);
+    let base = || place.store.base(imported.digest, &Progress::default());
+    base().expect("a base");
+    place.damage(".data");
+    let found = place.verified();
+    assert_eq!(place.store.drop_damaged(&found).expect("dropped"), 1);
+    assert!(matches!(base(), Err(StoreError::Damaged { .. })));
+    place.import("one", &bytes);
+    assert_eq!(fs::read(base().expect("a base")).expect("read"), bytes);
+}
+
+#[test]
+fn a_damaged_index_stops_the_collection_until_it_is_dropped() {
+    let place = Place::new();
+    let bytes = noise(18, 2 * MIB);
+    place.import("one", &bytes);
+    place.damage(".index");
+    assert!(matches!(
+        place.store.collect(AT_ONCE),
+        Err(StoreError::Pack { .. })
+    ));
+    let found = place.verified();
+    assert!(found.damages.len() >= 2, "{found:?}");
+    assert_eq!(place.store.drop_damaged(&found).expect("dropped"), 1);
+    place.import("one", &bytes);
+    place.is_sound();
+    place.store.collect(AT_ONCE).expect("collected");
+    assert_eq!(place.read("one"), bytes);
+}
+
+#[test]
+fn what_is_not_wanted_of_a_pack_gives_its_space_back() {
+    let place = Place::new();
+    let mut bytes = noise(19, 16 * MIB);
+    place.import("one", &bytes);
+    bytes[..12 * MIB].copy_from_slice(&noise(20, 12 * MIB));
+    let two = place.import("two", &bytes);
+    // A quarter of it was there.
+    assert!(two.added < 13 * MIB as u64, "{two:?}");
+    let taken = || {
+        use std::os::unix::fs::MetadataExt;
+        let files = place.packs("").into_iter();
+        files
+            .map(|path| fs::metadata(path).expect("it is there").blocks() * 512)
+            .sum::<u64>()
+    };
+    let before = taken();
+    place.store.remove(&name("one")).expect("removed");
+    let done = place.store.collect(AT_ONCE).expect("collected");
+    assert!(done.bytes > 11 * MIB as u64, "{done:?}");
+    assert!(taken() + 11 * MIB as u64 <= before);
+    place.is_sound();
+    assert_eq!(place.read("two"), bytes);
+    // What is left of the pack is nobody's disk in one piece.
+    let base = place.store.base(two.digest, &Progress::default());
+    assert_eq!(fs::read(base.expect("a base")).expect("read"), bytes);
+    let again = place.store.collect(AT_ONCE).expect("collected");
+    assert_eq!(again.chunks, 0);
+}
+
+#[test]
+fn a_disk_that_the_store_knows_hardly_anything_of_is_in_one_piece_at_once() {
+    let place = Place::new();
+    use std::os::unix::fs::MetadataExt;
+    let linked = |of: &Imported| {
+        let base = place.store.base(of.digest, &Progress::default());
+        fs::metadata(base.expect("a base")).expect("it").nlink() > 1
+    };
+    let one = place.import("one", &noise(21, 4 * MIB));
+    let two = place.import("two", &noise(22, 4 * MIB));
+    assert!(linked(&one) && linked(&two));
+    // A half of it is known, so only the other half is kept.
+    let three = place.import("three", &[noise(21, 2 * MIB), noise(23, 2 * MIB)].concat());
+    assert!(!linked(&three) && three.added < 3 * MIB as u64);
 }
 
 #[test]
 fn a_store_of_another_version_is_left_alone() {
     let place = Place::new();
-    fs::write(place.store.root().join("store.json"), r#"{"version":2}"#).expect("written");
+    fs::write(place.store.root().join("store.json"), r#"{"version":3}"#).expect("written");
     let opened = Store::open(place.store.root());
-    assert!(matches!(opened, Err(StoreError::Version { found: 2, .. })));
+    assert!(matches!(opened, Err(StoreError::Version { found: 3, .. })));
+    // One from before there were packs says what to do.
+    fs::write(place.store.root().join("store.json"), r#"{"version":1}"#).expect("written");
+    let refused = Store::open(place.store.root()).expect_err("it is refused");
+    assert!(
+        refused.to_string().contains("import them anew"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -292,7 +387,7 @@ fn hostile_records_are_refused_without_a_panic() {
         "{}",
         "[1]",
         "\u{0}",
-        r#"{"version":1,"kind":"disk","disk":{"size":-1,"lists":[]}}"#,
+        r#"{"version":2,"kind":"disk","disk":{"size":-1,"lists":[]}}"#,
     ] {
         fs::write(&manifest, text).expect("written");
         assert!(place.store.image(&name("one")).is_err(), "{text:?}");
@@ -300,7 +395,7 @@ fn hostile_records_are_refused_without_a_panic() {
         // Nothing may go that may still be meant.
         assert!(place.store.collect(AT_ONCE).is_err());
     }
-    for bytes in [&b""[..], &[0; 35], &[0xff; 36], &[0; 36 * 1025]] {
+    for bytes in [&b""[..], &[0; 35], &[0xff; 36], &[0; 36 * 8193]] {
         assert!(list::decode(Hash::of(bytes), bytes).is_err());
     }
 }

@@ -127,7 +127,6 @@ impl Prepare {
         // Also what was not finished.
         store.remove_prepared(&as_name)?;
         let (base, boot) = self.base(&store, &as_name)?;
-        let ready = place.join("ready");
         let mut folder = DirBuilder::new();
         folder
             .recursive(true)
@@ -135,13 +134,15 @@ impl Prepare {
             .create(&place)
             .map_err(failed("make", &place))?;
         let made = self.make(&place, &base, &boot);
+        let made = made.and_then(|took| {
+            store.keep_prepared(&as_name)?;
+            Ok(took)
+        });
         if made.is_err() {
             // The failure is what is told.
             let _ = store.remove_prepared(&as_name);
         }
         let took = made?;
-        let file = File::create(&ready).map_err(failed("make", &ready))?;
-        rustix::fs::syncfs(&file).map_err(|e| failed("write out", &ready)(e.into()))?;
         if self.output.json() {
             print_json(&serde_json::json!({
                 "name": as_name,

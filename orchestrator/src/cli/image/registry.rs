@@ -1,6 +1,8 @@
 //! A registry, as the OCI distribution specification 1.1 has it, for pulling.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -214,8 +216,17 @@ impl<'a> Registry<'a> {
             }
             let url = format!("{}/blobs/{text}", self.base);
             let headers: Vec<Header> = self.authorization.clone().into_iter().collect();
-            self.fetcher
-                .download(&url, &headers, &part, Some(blob.size()), progress)?;
+            let fetch = || {
+                let size = Some(blob.size());
+                self.fetcher.download(&url, &headers, &part, size, progress)
+            };
+            let resumed = part.exists();
+            fetch()?;
+            // What an earlier attempt left may be anything after a power cut: then it is of no use.
+            if resumed && digest_of(&part).map_err(written(&part))? != digits {
+                std::fs::remove_file(&part).map_err(written(&part))?;
+                fetch()?;
+            }
             std::fs::rename(&part, &whole).map_err(written(&whole))?;
         }
         std::fs::write(place.join(&digest), &manifest).map_err(written(folder))?;
@@ -246,10 +257,7 @@ impl<'a> Registry<'a> {
             let url = format!("{}/manifests/{version}", self.base);
             let answer = self.ask(&url)?;
             let bytes = Fetcher::document(&url, answer)?;
-            let digest: String = Sha256::digest(&bytes)
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect();
+            let digest = digits_of(&Sha256::digest(&bytes));
             if hexadecimal(&version).is_some_and(|asked| asked != digest) {
                 return Err(self.odd("something else than the digest says", version));
             }
@@ -330,6 +338,22 @@ impl<'a> Registry<'a> {
             what: format!("{what}: {which}"),
         })
     }
+}
+
+/// The digits of a file's sha256.
+fn digest_of(path: &Path) -> std::io::Result<String> {
+    let mut sum = Sha256::new();
+    let (mut file, mut buffer) = (File::open(path)?, vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(digits_of(&sum.finalize())),
+            n => sum.update(&buffer[..n]),
+        }
+    }
+}
+
+fn digits_of(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn written(path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
