@@ -108,7 +108,7 @@ struct Bench {
 
 impl Bench {
     /// Makes ready what all measurements need.
-    fn prepare(arguments: &NodeArguments) -> Result<(Report, Bench)> {
+    fn prepare(arguments: &NodeArguments) -> Result<(Report<'_>, Bench)> {
         let monitors = arguments.peers.monitors()?;
         let Some(ours) = monitors.iter().find(|m| m.kind == Kind::Skerry) else {
             bail!("no monitor to measure: pass --vmm PATH");
