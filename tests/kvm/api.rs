@@ -166,10 +166,10 @@ fn each_state_refuses_what_it_cannot_do() {
     api.refused(VmBoot, "", 405, &["running"]);
     api.refused(VmResume, "", 405, &["running"]);
     api.refused(
-        VmAddDisk,
-        r#"{"path":"x"}"#,
+        VmAddNet,
+        r#"{"tap":"x"}"#,
         405,
-        &["running", "before vm.boot"],
+        &["running", "only disks", "before vm.boot"],
     );
     api.act(VmPause);
     api.refused(VmPause, "", 405, &["paused", "vm.resume"]);
