@@ -12,8 +12,9 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use rcgen::{CertificateParams, KeyPair, SigningKey};
 use serde_json::{Value, json};
 
-/// What it calls itself, and whom its tokens are for.
+/// What it calls itself.
 pub const ISSUER: &str = "tests";
+/// Whom its tokens are for.
 pub const SERVICE: &str = "the registry of tests";
 /// The login that it knows: `tester` with the password `secret`.
 const LOGIN: &str = "Basic dGVzdGVyOnNlY3JldA==";
