@@ -111,9 +111,12 @@ pub fn kvm_with(which: Which<'_>, how_much: &[(&str, u64)], report: &mut Report)
     environment.push(("SKERRY_CLEAN_SYSTEM", package::clean_system()?));
     environment.push(("SKERRY_VIRTIOFSD", virtiofsd::ensure()?));
     let tests = build_tests("kvm")?;
+    // Most of a case's time is waiting: for a guest, for a disk, for what is not to happen.
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     counted(
         Command::new(tests)
             .args(which.arguments())
+            .env("RUST_TEST_THREADS", (2 * cpus).to_string())
             .envs(environment)
             .envs(how_much.iter().map(|(name, n)| (name, n.to_string())))
             .current_dir(workspace::root()),
