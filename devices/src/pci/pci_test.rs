@@ -68,7 +68,7 @@ fn capabilities_form_a_list() {
 #[test]
 fn ecam_and_ports_show_the_same_functions() {
     let root = Arc::new(PciRoot::new());
-    let slot = root.free_slot().unwrap();
+    let slot = root.free_slot(|_| false).unwrap();
     root.insert(slot, Arc::new(Plain(Mutex::new(space()))));
     let (ecam, ports) = (Ecam(root.clone()), ConfigPorts(root.clone()));
     for device in 0..4u64 {
@@ -91,10 +91,10 @@ fn ecam_and_ports_show_the_same_functions() {
 fn the_bus_fills_up() {
     let root = PciRoot::new();
     for _ in 1..SLOTS {
-        let slot = root.free_slot().unwrap();
+        let slot = root.free_slot(|_| false).unwrap();
         root.insert(slot, Arc::new(Plain(Mutex::new(space()))));
     }
-    assert_eq!(root.free_slot(), Err(PciError::Full));
+    assert_eq!(root.free_slot(|_| false), Err(PciError::Full));
 }
 
 proptest! {
