@@ -16,7 +16,7 @@ use crate::images::{bases, disk, image, must, text};
 const KILLS: u64 = 25;
 
 /// Runs a command of `skerry image`, and kills it after some time, if it has not ended; whether it had.
-fn killed(host: &Host, words: &[&str], after: Duration) -> bool {
+pub fn killed(host: &Host, words: &[&str], after: Duration) -> bool {
     let store = host.state().join("images").display().to_string();
     let all = [&["image"], words, &["--store", &store]].concat();
     let quiet = Stdio::null;
@@ -35,13 +35,13 @@ fn killed(host: &Host, words: &[&str], after: Duration) -> bool {
 }
 
 /// How long one takes that is not killed.
-fn takes(host: &Host, words: &[&str]) -> Duration {
+pub fn takes(host: &Host, words: &[&str]) -> Duration {
     let begun = Instant::now();
     must(host, words);
     begun.elapsed()
 }
 
-fn names(host: &Host) -> Vec<String> {
+pub fn names(host: &Host) -> Vec<String> {
     let listed: Value =
         serde_json::from_str(&must(host, &["list", "--output", "json"])).expect("JSON");
     let images = listed.as_array().expect("a list").iter();

@@ -22,6 +22,7 @@ mod histories;
 mod hostile;
 mod hosts;
 mod hotplug;
+mod image_cuts;
 mod image_kernels;
 mod image_kills;
 mod images;
