@@ -14,7 +14,7 @@ use crate::progress::Step;
 use crate::{cargo, cloud, command, guest, package, packages, virtiofsd, workspace};
 
 /// The lab tier's time limit in the lab, in seconds.
-const LAB_TIMEOUT: &str = "2400";
+const LAB_TIMEOUT: &str = "3600";
 /// So many more labs are tried when the emulator breaks down.
 const MORE_LABS: u32 = 3;
 
