@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::base::base_path;
+use super::base::{BASES, base_path};
 use super::error::system;
 use super::{Hash, Store, StoreError};
 use crate::boot::{Found, find};
@@ -38,11 +38,20 @@ impl Store {
     /// If the store cannot be read.
     pub fn boot(&self, digest: Hash) -> Result<Option<Boot>, StoreError> {
         let record: Option<Record> = self.record(&path(digest, "boot.json"))?;
-        Ok(record.map(|record| Boot {
-            kernel: self.root.join(path(digest, "kernel")),
-            initramfs: record
-                .initramfs
-                .then(|| self.root.join(path(digest, "initramfs"))),
+        let Some(record) = record else {
+            return Ok(None);
+        };
+        let (kernel, initramfs) = (path(digest, "kernel"), path(digest, "initramfs"));
+        let initramfs = record.initramfs.then_some(initramfs);
+        // A power cut in a garbage collection may have left the record alone.
+        for file in [Some(&kernel), initramfs.as_ref()].into_iter().flatten() {
+            if self.length(file)?.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Boot {
+            kernel: self.root.join(kernel),
+            initramfs: initramfs.map(|file| self.root.join(file)),
             partition: record.partition,
         }))
     }
@@ -104,5 +113,5 @@ impl Store {
 }
 
 fn path(digest: Hash, what: &str) -> String {
-    format!("bases/{digest}.{what}")
+    format!("{BASES}/{digest}.{what}")
 }

@@ -78,7 +78,7 @@ fn ensure_kubectl() -> Result<()> {
 
 /// Unit, property and documentation tests of all crates but the end-to-end one.
 pub fn unit(which: Which<'_>, report: &mut Report) -> Result<()> {
-    packages::ensure(&[packages::IMAGES])?;
+    packages::ensure(&[packages::IMAGES, packages::REGISTRY[1]])?;
     let mut test = Command::new(workspace::cargo());
     test.args([
         "test",

@@ -1,3 +1,5 @@
+//! What changes of the table are made of: a chain of them leaves in a real kernel what writing it anew does.
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::process::Command;
