@@ -9,10 +9,10 @@ use skerry_tests::host::{Host, processes};
 use skerry_tests::random::Random;
 use skerry_tests::registry::Registry;
 use skerry_tests::vmm::SHORT;
-use skerry_tests::{Site, eventually, given};
+use skerry_tests::{Site, eventually};
 
-use crate::image_kills::{killed, takes};
-use crate::images::{disk, image, must, text};
+use crate::image_kills::{killed, prepare_of, pull_of, takes};
+use crate::images::{image, must, text};
 
 /// Cuts of each.
 const CUTS: u64 = 20;
@@ -40,7 +40,16 @@ fn on_a_disk(host: &Host) -> PathBuf {
 /// Looks at the store as it would be after a power cut at this moment.
 fn after_a_cut(host: &Host, disk: &Path, look: impl FnOnce(&Path)) {
     let (copy, place) = (host.path("cut.img"), host.path("cut"));
-    run("cp", &["--sparse=always", text(disk), text(&copy)]);
+    let written = || {
+        disk.metadata()
+            .and_then(|found| found.modified())
+            .expect("it is there")
+    };
+    eventually("the disk is copied while nothing is written", SHORT, || {
+        let before = written();
+        run("cp", &["--sparse=always", text(disk), text(&copy)]);
+        (written() == before).then_some(())
+    });
     std::fs::create_dir_all(&place).expect("a folder");
     run("mount", &["-o", "loop", text(&copy), text(&place)]);
     look(&place);
@@ -56,13 +65,8 @@ fn of(host: &Host, store: &Path, words: &[&str]) -> String {
 fn a_pull_is_there_as_a_whole_or_not_at_all_when_the_power_fails() {
     let (host, site, registry) = (Host::start(), Site::new(), Registry::new());
     let disk = on_a_disk(&host);
-    registry.push(&site.layout(), "tools/busybox", "1");
-    let reference = format!("{}/tools/busybox:1", registry.address);
-    let logins = host.path("config.json");
-    let auths = serde_json::json!({"auths": {&registry.address: {"auth": "dGVzdGVyOnNlY3JldA=="}}});
-    std::fs::write(&logins, auths.to_string()).expect("written");
-    let pull = ["pull", "--plain-http", &reference, "--name", "busybox"];
-    let pull = [&pull[..], &["--auth-file", text(&logins)]].concat();
+    let pull = pull_of(&host, &site, &registry);
+    let pull: Vec<&str> = pull.iter().map(String::as_str).collect();
     let whole = takes(&host, &pull);
     let mut random = Random::new(13);
     for n in 0..CUTS {
@@ -95,16 +99,8 @@ fn a_pull_is_there_as_a_whole_or_not_at_all_when_the_power_fails() {
 fn what_is_prepared_is_whole_or_goes_when_the_power_fails() {
     let host = Host::start();
     let medium = on_a_disk(&host);
-    let (_, packed) = disk(&host, 5);
-    must(&host, &["import", text(&packed), "--name", "guest"]);
-    let (kernel, vmm) = (given("SKERRY_PAYLOAD"), given("SKERRY_VMM"));
-    let prepare = [
-        &["prepare", "guest", "--as", "web", "--no-probe"][..],
-        &["--memory", "64M", "--until", "# steady: round="],
-        &["--cmdline", "run=steady:disk=0:say=20 off=acpi"],
-        &["--kernel", text(&kernel), "--vmm", text(&vmm)],
-    ]
-    .concat();
+    let prepare = prepare_of(&host);
+    let prepare: Vec<&str> = prepare.iter().map(String::as_str).collect();
     let place = host.state().join("images/prepared/web");
     let whole = takes(&host, &prepare);
     let mut random = Random::new(17);

@@ -54,16 +54,37 @@ fn inside(host: &Host, folder: &str) -> usize {
     entries.map_or(0, Iterator::count)
 }
 
-#[test]
-fn a_pull_that_is_killed_at_any_moment_leaves_a_sound_store_and_can_be_done_again() {
-    let (host, site, registry) = (Host::start(), Site::new(), Registry::new());
+/// What pulls an image, `busybox`, from a registry, where it is now.
+pub fn pull_of(host: &Host, site: &Site, registry: &Registry) -> Vec<String> {
     registry.push(&site.layout(), "tools/busybox", "1");
     let reference = format!("{}/tools/busybox:1", registry.address);
     let logins = host.path("config.json");
     let auths = serde_json::json!({"auths": {&registry.address: {"auth": "dGVzdGVyOnNlY3JldA=="}}});
     std::fs::write(&logins, auths.to_string()).expect("written");
     let pull = ["pull", "--plain-http", &reference, "--name", "busybox"];
-    let pull = [&pull[..], &["--auth-file", text(&logins)]].concat();
+    let pull = pull.into_iter().chain(["--auth-file", text(&logins)]);
+    pull.map(str::to_owned).collect()
+}
+
+/// What prepares an image, which is in the store now, as `web`.
+pub fn prepare_of(host: &Host) -> Vec<String> {
+    let (_, packed) = disk(host, 5);
+    must(host, &["import", text(&packed), "--name", "guest"]);
+    let (kernel, vmm) = (given("SKERRY_PAYLOAD"), given("SKERRY_VMM"));
+    let prepare = [
+        &["prepare", "guest", "--as", "web", "--no-probe"][..],
+        &["--memory", "64M", "--until", "# steady: round="],
+        &["--cmdline", "run=steady:disk=0:say=20 off=acpi"],
+        &["--kernel", text(&kernel), "--vmm", text(&vmm)],
+    ];
+    prepare.concat().into_iter().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_pull_that_is_killed_at_any_moment_leaves_a_sound_store_and_can_be_done_again() {
+    let (host, site, registry) = (Host::start(), Site::new(), Registry::new());
+    let pull = pull_of(&host, &site, &registry);
+    let pull: Vec<&str> = pull.iter().map(String::as_str).collect();
     let whole = takes(&host, &pull);
     let (mut random, mut early) = (Random::new(7), 0);
     for n in 0..KILLS {
@@ -92,16 +113,8 @@ fn a_pull_that_is_killed_at_any_moment_leaves_a_sound_store_and_can_be_done_agai
 #[test]
 fn a_preparation_that_is_killed_at_any_moment_leaves_nothing_that_a_collection_does_not_take() {
     let host = Host::start();
-    let (_, packed) = disk(&host, 5);
-    must(&host, &["import", text(&packed), "--name", "guest"]);
-    let (kernel, vmm) = (given("SKERRY_PAYLOAD"), given("SKERRY_VMM"));
-    let prepare = [
-        &["prepare", "guest", "--as", "web", "--no-probe"][..],
-        &["--memory", "64M", "--until", "# steady: round="],
-        &["--cmdline", "run=steady:disk=0:say=20 off=acpi"],
-        &["--kernel", text(&kernel), "--vmm", text(&vmm)],
-    ]
-    .concat();
+    let prepare = prepare_of(&host);
+    let prepare: Vec<&str> = prepare.iter().map(String::as_str).collect();
     let place = host.state().join("images/prepared/web");
     let whole = takes(&host, &prepare);
     must(&host, &["rm", "--prepared", "web"]);
